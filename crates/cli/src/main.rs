@@ -1,0 +1,3 @@
+//! The `metal-candle` program.
+
+fn main() {}

@@ -1,0 +1,49 @@
+//! Causal grouped-query attention of new rows against the cached keys and values of their sequences.
+//!
+//! One call serves a whole ragged batch: long prefills, chunks of prefills and single decode rows side by
+//! side. Keys and values live in chunks (pages) owned by each sequence; nothing is concatenated and no
+//! head is repeated. H: query heads, G: key/value heads, D: head size.
+
+mod reference;
+
+use std::ops::Range;
+
+use candle_core::{Result, Tensor};
+
+/// What is the same for all rows of a call.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionParams {
+    /// Multiplies the scores (usually `1/√D`).
+    pub scale: f32,
+    /// `cap · tanh(score / cap)` before the mask (gemma2).
+    pub soft_cap: Option<f32>,
+    /// A query sees only the last `window` positions, itself included.
+    pub window: Option<usize>,
+}
+
+/// Keys and values of consecutive positions.
+#[derive(Debug, Clone)]
+pub struct KvChunk {
+    /// `[chunk, G, D]`, contiguous; the chunk may be longer than what is filled.
+    pub keys: Tensor,
+    /// `[chunk, G, D]`
+    pub values: Tensor,
+}
+
+/// The rows of one sequence inside a batch, and its cache. The new rows' own keys are already in the cache.
+#[derive(Debug)]
+pub struct Segment<'a> {
+    /// Rows of `queries` that belong to this sequence: the last `rows.len()` positions before `end`.
+    pub rows: Range<usize>,
+    /// Position of the first element of the first chunk.
+    pub start: usize,
+    /// One past the last cached position; the cache holds positions `start..end`.
+    pub end: usize,
+    /// All of one length, except that nothing beyond `end` is read.
+    pub chunks: Vec<&'a KvChunk>,
+}
+
+/// `queries [rows, H, D] → [rows, H, D]`.
+pub fn attention(queries: &Tensor, segments: &[Segment<'_>], params: AttentionParams) -> Result<Tensor> {
+    reference::attention(queries, segments, params)
+}

@@ -1,0 +1,18 @@
+//! Fused tensor ops for language models: one folder per op, one safe function per op, on every device.
+//!
+//! Each folder holds `mod.rs` (the safe function: checks shapes, then picks the implementation for the
+//! tensor's device), `reference.rs` (the same arithmetic in plain candle ops: slow, right, any device)
+//! and `cpu.rs` (the fast path). Callers never choose a backend.
+//!
+//! # Dtypes
+//! Activations have the *compute dtype*: `f32` on the CPU, the weights' dtype elsewhere. Weights keep the
+//! dtype of their file (`f32`, `bf16`, `f16`) and are widened in registers, never copied as a whole.
+
+pub mod attention;
+pub mod embedding;
+pub mod linear;
+pub mod pool;
+pub mod rms_norm;
+pub mod rope;
+
+pub use candle_core::{DType, Device, Error, Result, Tensor};

@@ -1,0 +1,54 @@
+//! Dense layers over frozen weights: `y = x · wᵀ + b`.
+//!
+//! M: rows of `x`, K: inputs, N: outputs.
+
+mod reference;
+
+use candle_core::{Result, Tensor};
+
+/// A weight `[N, K]` with its optional bias `[N]`, each in its own float dtype.
+#[derive(Debug, Clone)]
+pub struct Projection {
+    /// `[N, K]`, contiguous (a view of rows of a larger tensor is contiguous).
+    pub weight: Tensor,
+    /// `[N]`
+    pub bias: Option<Tensor>,
+}
+
+/// The nonlinearity of a gated layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x · sigmoid(x)`
+    Silu,
+    /// GELU by its tanh approximation (`gelu_pytorch_tanh`).
+    GeluTanh,
+    /// GELU by the error function (`gelu`).
+    Gelu,
+}
+
+/// `x [M, K] → [M, N]`.
+pub fn linear(x: &Tensor, projection: &Projection) -> Result<Tensor> {
+    reference::linear(x, projection)
+}
+
+/// Several projections of the same input, in one parallel region.
+pub fn linear_many<const COUNT: usize>(
+    x: &Tensor,
+    projections: [&Projection; COUNT],
+) -> Result<[Tensor; COUNT]> {
+    let mut outputs = Vec::with_capacity(COUNT);
+    for projection in projections {
+        outputs.push(reference::linear(x, projection)?);
+    }
+    Ok(outputs.try_into().expect("one output per projection"))
+}
+
+/// `activation(x · gateᵀ) ⊙ (x · upᵀ)`: the first half of a gated MLP.
+pub fn gated_linear(
+    x: &Tensor,
+    gate: &Projection,
+    up: &Projection,
+    activation: Activation,
+) -> Result<Tensor> {
+    reference::gated_linear(x, gate, up, activation)
+}

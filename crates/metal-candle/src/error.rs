@@ -1,0 +1,27 @@
+//! The library's one error type: every module has its own enum, gathered here.
+
+use crate::{generate::GenerateError, hub::HubError, model::ModelError, text::TextError};
+
+/// What can go wrong, by the room it went wrong in.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Finding or downloading model files.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    /// Reading a model's config or weights, or running it.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// Tokenizer and chat template.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// Requests and sampling.
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
+    /// A tensor operation failed.
+    #[error("tensor operation failed: {0}")]
+    Tensor(#[from] candle_core::Error),
+}
+
+/// A result with this library's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,1 @@
+//! Stop strings, found across token borders.

@@ -1,0 +1,10 @@
+//! Fine-tune, adapt and serve language models on the machine in front of you.
+
+pub mod cache;
+mod error;
+pub mod generate;
+pub mod hub;
+pub mod model;
+pub mod text;
+
+pub use error::{Error, Result};

@@ -1,0 +1,1 @@
+//! Test support: golden files, tiny random models, the one tolerance table.
