@@ -11,6 +11,7 @@
 pub mod attention;
 pub mod embedding;
 pub mod linear;
+pub mod memory;
 pub mod pool;
 pub mod rms_norm;
 pub mod rope;
