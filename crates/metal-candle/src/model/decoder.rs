@@ -89,7 +89,7 @@ impl Model {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, ModelError> {
         let spec = arch::read(&Config::load(folder)?, &options.ignore_config_keys)?;
-        let checkpoint = Checkpoint::open(folder)?;
+        let mut checkpoint = Checkpoint::open(folder)?;
         checkpoint.check(&spec.tensors(), |name| without_effect(&spec, name))?;
         let weights = checkpoint.load(&options.device, options.dtype, progress)?;
         Self::new(spec, weights, &options.device)

@@ -107,6 +107,18 @@ impl RopeSpec {
         }
     }
 
+    /// The longest sequence, for a config whose `max_position_embeddings` is `max_positions`: linear, dynamic
+    /// and YaRN scaling reach beyond the length that the config was pre-trained with.
+    pub fn reach(&self, max_positions: usize) -> usize {
+        let stretched = match &self.scaling {
+            RopeScaling::Linear { factor } => max_positions as f64 * factor,
+            RopeScaling::DynamicNtk { factor, original } => *original as f64 * factor,
+            RopeScaling::Yarn(yarn) => yarn.original as f64 * yarn.factor,
+            _ => 0.0,
+        };
+        max_positions.max(stretched as usize)
+    }
+
     /// Whether the frequencies change with the length of the sequence.
     pub fn depends_on_length(&self) -> bool {
         matches!(self.scaling, RopeScaling::DynamicNtk { .. } | RopeScaling::LongRope { .. })

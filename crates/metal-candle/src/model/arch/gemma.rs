@@ -97,6 +97,8 @@ fn decoder(
     let tied = config.flag_or("tie_word_embeddings", true);
     let spec = sizes.decoder(config, ropes, layers.collect(), tied);
     DecoderSpec {
+        // Gemma 3 states its context after the stretch.
+        max_positions: sizes.max_positions,
         embedding_scale: (sizes.hidden as f32).sqrt(),
         norm: NormSpec { weight_offset: 1.0, ..spec.norm },
         head: HeadSpec { soft_cap: soft_cap(config, "final_logit_softcapping", default_cap), ..spec.head },

@@ -137,7 +137,11 @@ impl Sizes {
             architecture: config.text_if_given("model_type").unwrap_or_default().to_owned(),
             vocab_size: self.vocab,
             hidden_size: self.hidden,
-            max_positions: self.max_positions,
+            max_positions: ropes
+                .iter()
+                .map(|rope| rope.reach(self.max_positions))
+                .max()
+                .unwrap_or(self.max_positions),
             embedding_scale: 1.0,
             residual_scale: 1.0,
             norm: NormSpec { epsilon: self.epsilon, weight_offset: 0.0 },
