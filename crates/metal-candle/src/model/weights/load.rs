@@ -15,7 +15,7 @@ use super::{Checkpoint, TensorInfo, Weights, WeightsError};
 /// What one thread copies at a time.
 const PIECE_BYTES: usize = 1 << 20;
 /// After this many bytes the file's pages are given back and the caller hears of the progress.
-const WINDOW_BYTES: usize = 32 << 20;
+const WINDOW_BYTES: usize = 16 << 20;
 /// Tensors start at multiples of a cache line, which is also the widest vector register.
 const ALIGNMENT_BYTES: usize = 64;
 
