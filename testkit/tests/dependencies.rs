@@ -87,7 +87,8 @@ fn every_crate_comes_from_the_registry_and_none_is_banned() {
 
 #[test]
 fn there_is_one_exact_candle() {
-    let candles: Vec<Value> = packages().into_iter().filter(|package| package["name"] == "candle-core").collect();
+    let candles: Vec<Value> =
+        packages().into_iter().filter(|package| package["name"] == "candle-core").collect();
     assert_eq!(candles.len(), 1);
     let manifest = std::fs::read_to_string(format!("{WORKSPACE}/Cargo.toml")).unwrap();
     let version = candles[0]["version"].as_str().unwrap();

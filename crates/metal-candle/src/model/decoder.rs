@@ -141,6 +141,17 @@ impl Model {
         KvCache::new(&self.spec, self.compute, &self.device)
     }
 
+    /// Empties a cache whose keys do not fit a sequence that is to grow to `length` tokens (LongRoPE, once,
+    /// when it leaves the original context); the whole sequence then has to run again.
+    pub fn restart_if_outgrown(&self, cache: &mut KvCache, length: usize) -> Result<(), ModelError> {
+        let cached = cache.rotary_length(0);
+        if !cache.is_empty() && self.spec.ropes.iter().any(|rope| rope.outgrown(cached, length)) {
+            cache.truncate(0)?;
+            cache.expect(length);
+        }
+        Ok(())
+    }
+
     /// Runs the new tokens of every sequence in one batch; returns the logits `[rows asked for, vocab]`, in
     /// the order of the batch, in f32.
     pub fn forward(&self, batch: &mut [SequenceInput<'_>]) -> Result<Tensor, ModelError> {

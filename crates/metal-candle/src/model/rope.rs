@@ -119,6 +119,12 @@ impl RopeSpec {
         max_positions.max(stretched as usize)
     }
 
+    /// Whether keys turned for a sequence of `cached` positions are wrong for one of `length`: LongRoPE
+    /// switches all its frequencies at once, and transformers then computes the sequence anew.
+    pub fn outgrown(&self, cached: usize, length: usize) -> bool {
+        matches!(&self.scaling, RopeScaling::LongRope { original, .. } if cached <= *original && length > *original)
+    }
+
     /// Whether the frequencies change with the length of the sequence.
     pub fn depends_on_length(&self) -> bool {
         matches!(self.scaling, RopeScaling::DynamicNtk { .. } | RopeScaling::LongRope { .. })
