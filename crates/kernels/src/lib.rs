@@ -14,5 +14,6 @@ pub mod linear;
 pub mod pool;
 pub mod rms_norm;
 pub mod rope;
+pub mod simd;
 
 pub use candle_core::{DType, Device, Error, Result, Tensor};
