@@ -1,4 +1,4 @@
-"""Makes golden/models: tiny random checkpoints and what transformers computes with them.
+"""Makes golden/models and rope.json: tiny random checkpoints and what transformers computes with them.
 
     pip install -r golden/requirements.txt
     python golden/make_models.py            # all of them
@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
+import make_rope
 import tiny_chat
 from variants import BASE, VARIANTS
 
@@ -47,6 +48,8 @@ def main():
     if not wanted or tiny_chat.NAME in wanted:
         tiny_chat.make(MODELS / tiny_chat.NAME, clear_greedy_path)
         print_size(MODELS / tiny_chat.NAME)
+    if not wanted:
+        make_rope.main()
     total = sum(path.stat().st_size for path in MODELS.rglob("*") if path.is_file())
     print(f"{'total':24} {total / 1e6:8.3f} MB")
 
