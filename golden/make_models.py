@@ -29,6 +29,8 @@ from variants import BASE, VARIANTS
 
 MODELS = Path(__file__).parent / "models"
 GREEDY_STEPS = 32
+# Half of the tolerance: a comparison with rounded arithmetic must not spend it all on the reference's rounding.
+MOST_NATIVE_NOISE = 1e-2
 SMALLEST_GAP = 1e-3  # between best and second logit, relative to the largest logit
 FEWEST_DISTINCT = 6  # greedy tokens: a path that repeats one token would prove little
 SMALLEST_EFFECT = 1e-2  # of an ablated setting on the logits, relative to the largest logit
@@ -87,7 +89,7 @@ def print_size(folder, note=""):
 def write_checkpoint(variant, folder, seed):
     config = AutoConfig.for_model(variant.model_type, **(BASE | copy_of(variant.settings)))
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    randomize(model, seed)
+    randomize(model, seed, variant.spread)
     model = model.to(variant.dtype)
     options = {"max_shard_size": variant.shard_size} if variant.shard_size else {}
     model.save_pretrained(folder, **options)
@@ -102,12 +104,12 @@ def write_checkpoint(variant, folder, seed):
     write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": [2, 3], "do_sample": False})
 
 
-def randomize(model, seed):
+def randomize(model, seed, spread):
     """Weights large enough that each of them shows in the logits."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
-            noise = torch.randn(parameter.shape, generator=generator) * 0.2
+            noise = torch.randn(parameter.shape, generator=generator) * spread
             kind = model.config.model_type
             is_gemma = kind.startswith("gemma")
             is_norm = parameter.dim() == 1 and not name.endswith("bias")
@@ -163,6 +165,9 @@ def run_reference(variant, folder, length, seed):
 
     if variant.dtype != torch.float32:
         tensors["logits_native"] = forward(load(folder, variant.dtype), prompt).float()
+        noise = (tensors["logits_native"] - tensors["logits"]).abs().max() / tensors["logits"].abs().max()
+        if noise > MOST_NATIVE_NOISE:
+            return None, f"the reference's own rounding is {noise:.1e}"
     return tensors, None
 
 
