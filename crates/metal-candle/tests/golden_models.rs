@@ -2,59 +2,37 @@
 //! agree with each other. The files come from `golden/make_models.py`.
 #![allow(clippy::unwrap_used)]
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    path::{Path, PathBuf},
-};
+use std::collections::BTreeSet;
 
-use candle_core::{Device, Tensor};
 use metal_candle::{
     cache::KvCache,
-    model::{LoadOptions, LogitsFor, Model, SequenceInput, arch::SUPPORTED},
+    model::{Config, LoadOptions, LogitsFor, Model, SequenceInput, arch},
 };
-
-/// Largest difference relative to the largest logit: f32 arithmetic against f32 arithmetic.
-const F32: f32 = 2e-5;
-/// The same against arithmetic in the dtype of a bf16 or f16 file.
-const NATIVE: f32 = 2e-2;
+use metal_candle_testkit::{
+    golden::{self, GoldenModel},
+    tolerance::{Gate, Precision, assert_close, tolerance},
+};
 
 struct Golden {
     name: String,
     model: Model,
-    expected: HashMap<String, Tensor>,
+    expected: GoldenModel,
 }
 
 fn all() -> Vec<Golden> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/models");
-    let mut folders: Vec<PathBuf> =
-        std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
-    folders.retain(|folder| folder.join("expected.safetensors").exists());
-    folders.sort();
-    assert!(!folders.is_empty());
-    folders.iter().map(|folder| load(folder)).collect()
+    golden::models().into_iter().map(load).collect()
 }
 
-fn load(folder: &Path) -> Golden {
-    let name = folder.file_name().unwrap().to_str().unwrap().to_owned();
-    let model = Model::load(folder, &LoadOptions::default(), &mut |_, _| ())
+fn load(expected: GoldenModel) -> Golden {
+    let name = expected.name.clone();
+    let model = Model::load(&expected.folder, &LoadOptions::default(), &mut |_, _| ())
         .unwrap_or_else(|error| panic!("{name}: {error}"));
-    let expected = candle_core::safetensors::load(folder.join("expected.safetensors"), &Device::Cpu).unwrap();
     Golden { name, model, expected }
 }
 
 impl Golden {
-    /// The prompts of this model: most have one, some further ones.
-    fn suffixes(&self) -> Vec<&str> {
-        self.expected.keys().filter_map(|name| name.strip_prefix("prompt")).collect()
-    }
-
-    fn ids(&self, name: &str) -> Vec<u32> {
-        let ids = self.expected[name].to_vec1::<i64>().unwrap();
-        ids.into_iter().map(|id| u32::try_from(id).unwrap()).collect()
-    }
-
     fn rows(&self, name: &str) -> Vec<Vec<f32>> {
-        self.expected[name].to_vec2::<f32>().unwrap()
+        self.expected.floats(name).rows().map(<[f32]>::to_vec).collect()
     }
 
     fn run(&self, tokens: &[u32], cache: &mut KvCache, logits: LogitsFor) -> Vec<Vec<f32>> {
@@ -63,44 +41,65 @@ impl Golden {
     }
 }
 
-/// The largest difference, relative to the largest expected value.
-fn error(found: &[Vec<f32>], expected: &[Vec<f32>]) -> f32 {
-    assert_eq!(found.len(), expected.len());
-    let pairs = found.iter().flatten().zip(expected.iter().flatten());
-    let largest = expected.iter().flatten().fold(0f32, |largest, value| largest.max(value.abs()));
-    pairs.fold(0f32, |worst, (found, expected)| worst.max((found - expected).abs())) / largest
-}
-
 fn argmax(row: &[f32]) -> u32 {
     let best = (0..row.len()).max_by(|&left, &right| row[left].total_cmp(&row[right])).unwrap();
     u32::try_from(best).unwrap()
 }
 
-fn check(found: &[Vec<f32>], expected: &[Vec<f32>], tolerance: f32, what: &str) {
-    let error = error(found, expected);
-    assert!(error <= tolerance, "{what}: error {error:e} above {tolerance:e}");
+fn check(found: &[Vec<f32>], expected: &[Vec<f32>], gate: Gate, what: &str) {
+    assert_close(&found.concat(), &expected.concat(), tolerance(gate, Precision::F32), what);
 }
 
 #[test]
 fn prefill_logits_equal_transformers() {
     for golden in all() {
-        for suffix in golden.suffixes() {
+        for suffix in golden.expected.suffixes() {
             let mut cache = golden.model.new_cache();
-            let logits = golden.run(&golden.ids(&format!("prompt{suffix}")), &mut cache, LogitsFor::All);
-            check(&logits, &golden.rows(&format!("logits{suffix}")), F32, &(golden.name.clone() + suffix));
-            if golden.expected.contains_key("logits_native") {
-                check(&logits, &golden.rows("logits_native"), NATIVE, &golden.name);
-            }
+            let logits =
+                golden.run(golden.expected.ids(&format!("prompt{suffix}")), &mut cache, LogitsFor::All);
+            check(
+                &logits,
+                &golden.rows(&format!("logits{suffix}")),
+                Gate::Logits,
+                &(golden.name.clone() + suffix),
+            );
         }
+    }
+}
+
+#[test]
+fn bf16_and_f16_files_equal_transformers_in_their_own_dtype() {
+    for (name, precision) in [("qwen2-bf16", Precision::Bf16), ("llama3-f16", Precision::F16)] {
+        let golden = load(golden::model(name));
+        let mut cache = golden.model.new_cache();
+        let logits = golden.run(golden.expected.ids("prompt"), &mut cache, LogitsFor::All).concat();
+        let native = &golden.expected.floats("logits_native").values;
+        assert_close(&logits, native, tolerance(Gate::Logits, precision), name);
+    }
+}
+
+#[test]
+fn rotary_tables_equal_transformers() {
+    let cases = golden::json("rope.json");
+    for case in cases.as_array().unwrap() {
+        let name = case["name"].as_str().unwrap();
+        let config = Config::from_slice(case["config"].to_string().as_bytes()).unwrap();
+        let spec = arch::read(&config, &[]).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let length = usize::try_from(case["length"].as_u64().unwrap()).unwrap();
+        let expected: Vec<f32> = serde_json::from_value(case["inv_freq"].clone()).unwrap();
+        let allowed = tolerance(Gate::RopeTable, Precision::F32);
+        assert_close(&spec.ropes[0].frequencies(length), &expected, allowed, name);
+        let factor = case["attention_scaling"].as_f64().unwrap() as f32;
+        assert_close(&[spec.ropes[0].attention_factor()], &[factor], allowed, name);
     }
 }
 
 #[test]
 fn greedy_tokens_equal_transformers() {
     for golden in all() {
-        for suffix in golden.suffixes() {
+        for suffix in golden.expected.suffixes() {
             let mut cache = golden.model.new_cache();
-            let mut tokens = golden.ids(&format!("prompt{suffix}"));
+            let mut tokens = golden.expected.ids(&format!("prompt{suffix}")).to_vec();
             let (mut found, mut logits) = (Vec::new(), Vec::new());
             for _ in 0..32 {
                 golden.model.restart_if_outgrown(&mut cache, tokens.len()).unwrap();
@@ -110,8 +109,8 @@ fn greedy_tokens_equal_transformers() {
                 logits.push(row);
             }
             let what = golden.name.clone() + suffix;
-            assert_eq!(found, golden.ids(&format!("greedy{suffix}")), "{what}");
-            check(&logits, &golden.rows(&format!("greedy_logits{suffix}")), F32, &what);
+            assert_eq!(found, golden.expected.ids(&format!("greedy{suffix}")), "{what}");
+            check(&logits, &golden.rows(&format!("greedy_logits{suffix}")), Gate::Logits, &what);
         }
     }
 }
@@ -120,14 +119,14 @@ fn greedy_tokens_equal_transformers() {
 fn every_architecture_is_covered() {
     let covered: BTreeSet<String> =
         all().iter().map(|golden| golden.model.spec().architecture.clone()).collect();
-    let supported: BTreeSet<String> = SUPPORTED.iter().map(|&name| name.to_owned()).collect();
+    let supported: BTreeSet<String> = arch::SUPPORTED.iter().map(|&name| name.to_owned()).collect();
     assert_eq!(covered, supported);
 }
 
 #[test]
 fn a_prompt_in_pieces_equals_the_prompt_at_once() {
     for golden in all() {
-        let prompt = golden.ids("prompt");
+        let prompt = golden.expected.ids("prompt");
         for piece in [1, 5, 8] {
             let mut cache = golden.model.new_cache();
             cache.expect(prompt.len());
@@ -135,7 +134,12 @@ fn a_prompt_in_pieces_equals_the_prompt_at_once() {
             for tokens in prompt.chunks(piece) {
                 logits.extend(golden.run(tokens, &mut cache, LogitsFor::All));
             }
-            check(&logits, &golden.rows("logits"), F32, &format!("{} in pieces of {piece}", golden.name));
+            check(
+                &logits,
+                &golden.rows("logits"),
+                Gate::SameModel,
+                &format!("{} in pieces of {piece}", golden.name),
+            );
         }
     }
 }
@@ -143,7 +147,7 @@ fn a_prompt_in_pieces_equals_the_prompt_at_once() {
 #[test]
 fn a_ragged_batch_equals_its_sequences_alone() {
     for golden in all() {
-        let prompt = golden.ids("prompt");
+        let prompt = golden.expected.ids("prompt");
         let starts = [0, 3, prompt.len() - 2, prompt.len() / 2];
         let alone: Vec<_> = starts.iter().map(|&start| golden.steps(&prompt[start..])).collect();
 
@@ -159,13 +163,13 @@ fn a_ragged_batch_equals_its_sequences_alone() {
         let first = run(&mut caches, &prompts);
         // The second step mixes a decode row with longer continuations.
         let second = run(&mut caches, &[&[1], &[1], &[1], &[1]]);
-        let third = run(&mut caches, &[&[2, 3, 4], &[2], &[2, 3], &[2]]);
+        let third = run(&mut caches, &[&[2, 3, 4][..], &[2], &[2, 3], &[2]]);
         for (index, alone) in alone.iter().enumerate() {
             let what = format!("{} sequence {index}", golden.name);
-            check(&first[index..=index], &alone[0..1], F32, &what);
-            check(&second[index..=index], &alone[1..2], F32, &what);
+            check(&first[index..=index], &alone[0..1], Gate::SameModel, &what);
+            check(&second[index..=index], &alone[1..2], Gate::SameModel, &what);
             if [1, 3].contains(&index) {
-                check(&third[index..=index], &alone[2..3], F32, &what);
+                check(&third[index..=index], &alone[2..3], Gate::SameModel, &what);
             }
         }
     }
@@ -174,16 +178,16 @@ fn a_ragged_batch_equals_its_sequences_alone() {
 #[test]
 fn a_fork_equals_a_fresh_sequence_and_leaves_its_origin_alone() {
     for golden in all() {
-        let prompt = golden.ids("prompt");
+        let prompt = golden.expected.ids("prompt");
         let fresh = |tail: &[u32]| {
             let mut cache = golden.model.new_cache();
-            golden.run(&prompt, &mut cache, LogitsFor::Last);
+            golden.run(prompt, &mut cache, LogitsFor::Last);
             tail.iter()
                 .map(|&token| golden.run(&[token], &mut cache, LogitsFor::Last).remove(0))
                 .collect::<Vec<_>>()
         };
         let mut origin = golden.model.new_cache();
-        golden.run(&prompt, &mut origin, LogitsFor::Last);
+        golden.run(prompt, &mut origin, LogitsFor::Last);
         let mut fork = origin.fork();
         let (left, right) = ([5, 6, 7], [9, 8, 7]);
         let mut found = (Vec::new(), Vec::new());
@@ -199,11 +203,11 @@ fn a_fork_equals_a_fresh_sequence_and_leaves_its_origin_alone() {
 #[test]
 fn a_truncated_cache_continues_as_if_it_had_never_been_longer() {
     for golden in all() {
-        let prompt = golden.ids("prompt");
+        let prompt = golden.expected.ids("prompt");
         let length_matters = golden.model.spec().ropes.iter().any(|rope| rope.depends_on_length());
         let mut cache = golden.model.new_cache();
         cache.expect(if length_matters { prompt.len() + 1 } else { 0 });
-        golden.run(&prompt, &mut cache, LogitsFor::None);
+        golden.run(prompt, &mut cache, LogitsFor::None);
         golden.run(&[3], &mut cache, LogitsFor::None);
         for length in [prompt.len(), 6, 0] {
             cache.truncate(length).unwrap();
@@ -215,7 +219,7 @@ fn a_truncated_cache_continues_as_if_it_had_never_been_longer() {
             let mut fresh = golden.model.new_cache();
             let whole: Vec<u32> = prompt.iter().copied().chain([3]).collect();
             let expected = golden.run(&whole, &mut fresh, LogitsFor::Last);
-            check(&found, &expected, F32, &format!("{} truncated to {length}", golden.name));
+            check(&found, &expected, Gate::SameModel, &format!("{} truncated to {length}", golden.name));
         }
         assert!(cache.truncate(1).is_err(), "a cache cannot be truncated to more than it holds");
     }
