@@ -14,6 +14,8 @@ pub mod linear;
 pub mod pool;
 pub mod rms_norm;
 pub mod rope;
+mod scratch;
 pub mod simd;
+mod view;
 
 pub use candle_core::{DType, Device, Error, Result, Tensor};
