@@ -16,7 +16,9 @@ pub mod memory;
 pub mod pool;
 pub mod rms_norm;
 pub mod rope;
+mod scratch;
 pub mod simd;
+mod view;
 
 #[cfg(test)]
 mod testing;
