@@ -52,6 +52,10 @@ unsafe impl<T: Send> Send for Output<T> {}
 unsafe impl<T: Send> Sync for Output<T> {}
 
 impl<T> Output<T> {
+    pub(crate) fn new(start: *mut T) -> Self {
+        Self(start)
+    }
+
     /// The address of an element.
     ///
     /// # Safety
@@ -69,7 +73,7 @@ impl<T> Output<T> {
 /// `fill` must write every element.
 pub(crate) unsafe fn filled<T: Copy>(length: usize, fill: impl FnOnce(Output<T>)) -> Vec<T> {
     let mut vector = Vec::with_capacity(length);
-    fill(Output(vector.as_mut_ptr()));
+    fill(Output::new(vector.as_mut_ptr()));
     // SAFETY: the capacity is `length`, and the caller promises that `fill` wrote all of it.
     unsafe { vector.set_len(length) };
     vector
