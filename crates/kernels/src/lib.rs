@@ -10,10 +10,15 @@
 
 pub mod attention;
 pub mod embedding;
+mod host;
 pub mod linear;
 pub mod memory;
 pub mod pool;
 pub mod rms_norm;
 pub mod rope;
+pub mod simd;
+
+#[cfg(test)]
+mod testing;
 
 pub use candle_core::{DType, Device, Error, Result, Tensor};
