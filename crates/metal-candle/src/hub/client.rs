@@ -334,7 +334,7 @@ impl Transfer<'_> {
             return Ok(false);
         };
         match total.parse() {
-            Ok(total) if total != self.facts.bytes => return Err(self.wrong_size(total)),
+            Ok(total) if total != self.facts.bytes => Err(self.wrong_size(total)),
             _ => Ok(span.split('-').next().and_then(|start| start.parse().ok()) == Some(have)),
         }
     }
