@@ -1,6 +1,7 @@
 //! Fine-tune, adapt and serve language models on the machine in front of you.
 
 pub mod cache;
+pub mod device;
 mod error;
 pub mod generate;
 pub mod hub;
