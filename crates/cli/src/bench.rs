@@ -21,15 +21,16 @@ use crate::{
 };
 
 pub(crate) const EXAMPLES: &str = "\
-Prefill runs a prompt of random tokens, in pieces of 512 as the engine does, and ends with the logits of its last
-token. Decode then runs one token at a time: forward pass, logits, greedy choice. Neither includes the tokenizer.
-Each is repeated after a warm-up; the median counts, the slowest and fastest run stand beside it.
+Prefill runs a prompt of random tokens, in pieces of 512 as the engine does, and ends with the
+logits of its last token. Decode runs one token at a time: forward pass, logits, greedy choice.
+Neither includes the tokenizer. Each is repeated after a warm-up; the median counts, the slowest
+and fastest run stand beside it.
 
 Examples:
-  metal-candle bench --shape qwen2.5-0.5b                       random weights, nothing to download
+  metal-candle bench --shape qwen2.5-0.5b                random weights, nothing to download
   metal-candle bench --shape llama-3.2-1b --dtype bf16 --threads 4 --json
   metal-candle bench -m ./model --prompt 1024 --tokens 64 --context 4096
-  metal-candle bench --shape qwen2.5-0.5b --bandwidth           which share of the memory's speed is reached";
+  metal-candle bench --shape qwen2.5-0.5b --bandwidth    the share of the memory's speed reached";
 
 /// Rows of one forward pass; longer prompts take several.
 const PIECE: usize = 512;
@@ -181,7 +182,8 @@ impl<'a> Bench<'a> {
     /// Random tokens, the same every time.
     fn tokens(&self, count: usize) -> Vec<u32> {
         let vocabulary = self.model.spec().vocab_size as u64;
-        (0..count as u64).map(|index| (index.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) % vocabulary)
+        (0..count as u64)
+            .map(|index| (index.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) % vocabulary)
             .map(|token| token as u32)
             .collect()
     }
@@ -338,7 +340,9 @@ fn read_bandwidth(threads: usize) -> f64 {
         let start = Instant::now();
         std::thread::scope(|scope| {
             for words in words.chunks(part) {
-                scope.spawn(|| std::hint::black_box(words.iter().fold(0, |sum: u64, word| sum.wrapping_add(*word))));
+                scope.spawn(|| {
+                    std::hint::black_box(words.iter().fold(0, |sum: u64, word| sum.wrapping_add(*word)))
+                });
             }
         });
         start.elapsed().as_secs_f64()

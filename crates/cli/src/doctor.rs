@@ -73,10 +73,11 @@ fn devices() -> Value {
     for choice in accelerators {
         listed[choice.to_string()] = json!(status(choice));
     }
-    listed["auto"] = json!(DeviceChoice::Auto.open().map_or_else(
-        |error| error.to_string(),
-        |opened| format!("takes {}", device::kind(&opened)),
-    ));
+    listed["auto"] = json!(
+        DeviceChoice::Auto
+            .open()
+            .map_or_else(|error| error.to_string(), |opened| format!("takes {}", device::kind(&opened)),)
+    );
     listed
 }
 

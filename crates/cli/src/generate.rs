@@ -24,8 +24,8 @@ use crate::{
 };
 
 pub(crate) const EXAMPLES: &str = "\
-A model with a chat template gets the prompt as the user's message and answers it; --raw continues the text
-instead. The text goes to stdout as it is made; statistics go to stderr.
+A model with a chat template gets the prompt as the user's message and answers it; --raw
+continues the text instead. The text goes to stdout as it is made, statistics go to stderr.
 
 Examples:
   metal-candle generate -m Qwen/Qwen2.5-0.5B-Instruct --prompt 'Why is the sky blue?'
@@ -127,7 +127,9 @@ pub(crate) fn run(args: &GenerateArgs, console: &Console) -> Result<()> {
         if args.logprobs.is_some() {
             logprobs.push(logprob_json(token, model.tokenizer()));
         }
-        if !args.json && let Err(error) = console.print(&token.text) {
+        if !args.json
+            && let Err(error) = console.print(&token.text)
+        {
             closed = Some(error);
             return ControlFlow::Break(());
         }
@@ -171,7 +173,9 @@ impl InputArgs {
     fn prompt(&self, text: &str, model: &LanguageModel) -> Result<Prompt> {
         let Some(template) = model.chat_template().filter(|_| !self.raw) else {
             if self.system.is_some() {
-                bail!("--system needs a chat template, and this model has none; put the instructions into the prompt");
+                bail!(
+                    "--system needs a chat template, and this model has none; put the instructions into the prompt"
+                );
             }
             return Ok(Prompt::Text(text.to_owned()));
         };
@@ -252,9 +256,7 @@ pub(crate) fn dtype_name(dtype: DType) -> &'static str {
 }
 
 fn logprob_json(token: &StreamToken, tokenizer: &Tokenizer) -> Value {
-    let entry = |id: u32, logprob: Option<f32>| {
-        json!({ "id": id, "token": tokenizer.token_of(id), "logprob": logprob })
-    };
+    let entry = |id: u32, logprob: Option<f32>| json!({ "id": id, "token": tokenizer.token_of(id), "logprob": logprob });
     let mut entry_of_choice = entry(token.id, token.logprob);
     let top = token.top_logprobs.iter().map(|other| entry(other.id, Some(other.logprob)));
     entry_of_choice["top"] = top.collect();

@@ -78,7 +78,8 @@ pub(crate) fn open_device(compute: &ComputeArgs, console: &Console) -> Result<De
 /// What `auto` could not take and why.
 fn passed_over() -> String {
     let accelerators = [DeviceChoice::Cuda(0), DeviceChoice::Metal(0)];
-    let (built, missing): (Vec<_>, Vec<_>) = accelerators.into_iter().partition(|choice| choice.is_compiled_in());
+    let (built, missing): (Vec<_>, Vec<_>) =
+        accelerators.into_iter().partition(|choice| choice.is_compiled_in());
     if missing.len() == accelerators.len() {
         return "; this build has no CUDA and no Metal".to_owned();
     }

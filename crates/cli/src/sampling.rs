@@ -122,9 +122,21 @@ mod tests {
     #[test]
     fn every_flag_acts() {
         let flags = [
-            "--temp=0.5", "--top-p=0.9", "--top-k=7", "--min-p=0.1", "--typical-p=0.8", "--xtc-probability=0.3",
-            "--xtc-threshold=0.2", "--repetition-penalty=1.3", "--repetition-context-size=9",
-            "--presence-penalty", "-0.4", "--frequency-penalty=0.6", "--logit-bias=5=-inf", "--logit-bias", "6=2",
+            "--temp=0.5",
+            "--top-p=0.9",
+            "--top-k=7",
+            "--min-p=0.1",
+            "--typical-p=0.8",
+            "--xtc-probability=0.3",
+            "--xtc-threshold=0.2",
+            "--repetition-penalty=1.3",
+            "--repetition-context-size=9",
+            "--presence-penalty",
+            "-0.4",
+            "--frequency-penalty=0.6",
+            "--logit-bias=5=-inf",
+            "--logit-bias",
+            "6=2",
             "--seed=11",
         ];
         let expected = SamplingParams {
@@ -149,7 +161,8 @@ mod tests {
 
     #[test]
     fn without_a_flag_the_model_decides() {
-        let model = SamplingParams { temperature: 0.7, top_k: 20, repetition_context: None, ..Default::default() };
+        let model =
+            SamplingParams { temperature: 0.7, top_k: 20, repetition_context: None, ..Default::default() };
         let resolved = parse(&["--top-k=0", "--seed=1"]).resolve(&model);
         assert_eq!(resolved, SamplingParams { top_k: 0, seed: Some(1), ..model });
     }

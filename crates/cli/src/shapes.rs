@@ -10,7 +10,8 @@ pub(crate) const NAMES: [&str; 6] =
 
 /// The spec of a shape, through the same reader as any model's.
 pub(crate) fn spec(name: &str) -> Result<DecoderSpec> {
-    let config = config(name).ok_or_else(|| anyhow!("there is no shape {name}; known: {}", NAMES.join(", ")))?;
+    let config =
+        config(name).ok_or_else(|| anyhow!("there is no shape {name}; known: {}", NAMES.join(", ")))?;
     let config = Config::from_slice(config.to_string().as_bytes())?;
     Ok(arch::read(&config, &[])?)
 }
