@@ -489,7 +489,8 @@ fn a_seed_draws_the_same_tokens_everywhere() {
 }
 
 /// Confirmed by a second implementation, in Python with f64.
-const GOLDEN_TOKENS: [u32; 16] = [533, 38, 537, 670, 398, 635, 987, 904, 721, 191, 248, 695, 191, 537, 537, 180];
+const GOLDEN_TOKENS: [u32; 16] =
+    [533, 38, 537, 670, 398, 635, 987, 904, 721, 191, 248, 695, 191, 537, 537, 180];
 
 #[test]
 fn broken_logits_and_mismatches_are_errors() {
