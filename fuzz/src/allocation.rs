@@ -36,7 +36,8 @@ impl Counting {
         LIVE.set(live);
         if live > CEILING.get() {
             CEILING.set(isize::MAX); // the message allocates too
-            let message = format!("an input made {bytes} more bytes live, beyond 128 times its size + 16 MiB\n");
+            let message =
+                format!("an input made {bytes} more bytes live, beyond 128 times its size + 16 MiB\n");
             std::io::stderr().write_all(message.as_bytes()).ok();
             std::process::abort();
         }
