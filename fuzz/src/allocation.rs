@@ -2,6 +2,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::io::Write;
 
 /// Memory that may be live, beyond what was before, while an input of `input_bytes` is read.
 ///
@@ -35,7 +36,9 @@ impl Counting {
         LIVE.set(live);
         if live > CEILING.get() {
             CEILING.set(isize::MAX); // the message allocates too
-            eprintln!("an input made {bytes} more bytes live, beyond 128 times its size + 16 MiB");
+            let message =
+                format!("an input made {bytes} more bytes live, beyond 128 times its size + 16 MiB\n");
+            std::io::stderr().write_all(message.as_bytes()).ok();
             std::process::abort();
         }
     }

@@ -143,6 +143,22 @@ fn long_lists_stay_in_proportion() {
     );
 }
 
+/// The limit acts: a child process that breaks it is ended.
+#[test]
+fn memory_out_of_proportion_ends_the_process() {
+    const CHILD: &str = "METAL_CANDLE_TEST_GREEDY";
+    if std::env::var_os(CHILD).is_some() {
+        let greedy = |input: &[u8]| vec![1u8; allocation::limit(input.len()) + 1].len();
+        within_limit(b"small", greedy);
+        return;
+    }
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", "memory_out_of_proportion_ends_the_process", "--nocapture"]).env(CHILD, "1");
+    let output = child.output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && message.contains("more bytes live"), "{message}");
+}
+
 /// What opens must also load or be refused, whatever the header says.
 #[test]
 fn damaged_files_load_or_are_refused() {

@@ -1,7 +1,9 @@
 //! What can go wrong between a model's name and its folder.
 
 use std::io;
-use std::path::{Path, PathBuf};
+#[cfg(feature = "hub")]
+use std::path::Path;
+use std::path::PathBuf;
 
 use crate::model::weights::WeightsError;
 
