@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use clap::{Args, builder::PossibleValuesParser};
+use clap::{ArgGroup, Args, builder::PossibleValuesParser};
 use metal_candle::{
     cache::KvCache,
     device::{self, DType, Device},
@@ -38,15 +38,10 @@ const PIECE: usize = 512;
 const WARM_UP_TOKENS: usize = 4;
 
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("subject").required(true).args(["model", "shape"])))]
 pub(crate) struct BenchArgs {
     /// A model folder, or a name on the Hugging Face hub
-    #[arg(
-        long,
-        short,
-        value_name = "FOLDER|ORG/NAME[@REVISION]",
-        required_unless_present = "shape",
-        conflicts_with = "shape"
-    )]
+    #[arg(long, short, value_name = "FOLDER|ORG/NAME[@REVISION]")]
     model: Option<String>,
 
     /// The shape of a well-known model, filled with random weights (bf16 unless --dtype says otherwise)

@@ -58,7 +58,7 @@ pub(crate) fn run(args: &EvalArgs, console: &Console) -> Result<()> {
     let limit = args.max_tokens.map(|limit| limit as usize);
     let report = evaluate(&model, &args.data, data, limit, &mut |done| bar.set_position(done as u64));
     bar.finish_and_clear();
-    let report = report?;
+    let report = report.with_context(|| format!("cannot evaluate {}", args.data))?;
     if report.truncated > 0 {
         console.note(format_args!(
             "{} of {} lines were too long and were cut",

@@ -62,8 +62,8 @@ fn bad_data_is_named_by_line() {
     let model = tiny_chat();
     let args = ["eval", "-m", &model, "--data", "-"];
     let good = lines([json!({ "text": "Hello" })]);
-    run_with_input(&args, &format!("{good}nonsense\n")).fails(1, &["2"]);
-    run_with_input(&args, &format!("{good}{{\"txt\": \"Hello\"}}\n")).fails(1, &["2", "txt"]);
+    run_with_input(&args, &format!("{good}nonsense\n")).fails(1, &["cannot evaluate -", "line 2"]);
+    run_with_input(&args, &format!("{good}{{\"txt\": \"Hello\"}}\n")).fails(1, &["line 2", "`text`"]);
     run_with_input(&args, "").fails(1, &["error:"]);
     run(&["eval", "-m", &model, "--data", "/nonexistent.jsonl"])
         .fails(1, &["cannot open /nonexistent.jsonl"]);

@@ -39,7 +39,7 @@ fn wrong_usage_is_explained() {
     let model = tiny_chat();
     run(&["generate", "--modle", "x"]).fails(2, &["--modle", "a similar argument exists: '--model'"]);
     run(&["genrate"]).fails(2, &["genrate", "generate"]);
-    run(&["generate", "-m", &model]).fails(2, &["--prompt"]);
+    run(&["generate", "-m", &model]).fails(2, &["--prompt <TEXT>", "--prompt-file <FILE>"]);
     run(&["generate", "-m", &model, "--prompt", "x", "--prompt-file", "y"])
         .fails(2, &["cannot be used with"]);
     run(&["generate", "-m", &model, "--prompt", "x", "--logprobs", "2"]).fails(2, &["--json"]);
