@@ -56,6 +56,39 @@ pub fn bytes_of_mut<T: Plain>(values: &mut [T]) -> &mut [u8] {
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast::<u8>(), bytes) }
 }
 
+/// The most memory that this process has held resident so far, in bytes; `None` where the system does not tell.
+pub fn peak_resident_bytes() -> Option<u64> {
+    #[cfg(unix)]
+    {
+        let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+        // SAFETY: `usage` has room for one `rusage`, all of whose bit patterns are values.
+        let usage = unsafe {
+            if libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr()) != 0 {
+                return None;
+            }
+            usage.assume_init()
+        };
+        let peak = u64::try_from(usage.ru_maxrss).ok()?;
+        // Apple counts bytes, the others KiB.
+        Some(if cfg!(target_vendor = "apple") { peak } else { peak * 1024 })
+    }
+    #[cfg(not(unix))]
+    None
+}
+
+/// The machine's memory in bytes; `None` where the system does not tell.
+pub fn physical_bytes() -> Option<u64> {
+    #[cfg(unix)]
+    {
+        // SAFETY: sysconf only reads numbers.
+        let (pages, size) =
+            unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
+        u64::try_from(pages).ok()?.checked_mul(u64::try_from(size).ok()?)
+    }
+    #[cfg(not(unix))]
+    None
+}
+
 /// A file mapped read-only into memory.
 ///
 /// **The file must not change while it is mapped.** The system does not protect us: if somebody
@@ -147,6 +180,17 @@ mod tests {
     fn too_much_memory_is_an_error() {
         assert_eq!(huge_vec::<f32>(usize::MAX).unwrap_err().kind(), io::ErrorKind::OutOfMemory);
         assert_eq!(huge_vec::<u8>(1 << 62).unwrap_err().kind(), io::ErrorKind::OutOfMemory);
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn the_peak_grows_with_what_is_touched_and_fits_the_machine() {
+        let before = peak_resident_bytes().unwrap();
+        let touched = vec![1u8; 64 << 20];
+        let after = peak_resident_bytes().unwrap();
+        assert!(after >= 64 << 20 && after >= before, "{before} {after}");
+        assert!(physical_bytes().unwrap() >= after);
+        assert_eq!(touched[touched.len() - 1], 1);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub mod cache;
 pub mod data;
+pub mod device;
 mod error;
 pub mod eval;
 pub mod generate;

@@ -133,6 +133,9 @@ pub enum WeightsError {
         /// The tensor.
         name: String,
     },
+    /// There is no memory for weights that come from no file.
+    #[error("there is no memory for the weights: {0}")]
+    OutOfMemory(io::Error),
     /// Candle refused to make a tensor.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

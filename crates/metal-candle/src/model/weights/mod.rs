@@ -8,6 +8,7 @@ mod error;
 mod header;
 mod index;
 mod load;
+mod random;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
