@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use clap::{Args, builder::PossibleValuesParser};
+use clap::{ArgGroup, Args, builder::PossibleValuesParser};
 use metal_candle::{
     cache::KvCache,
     device::{self, DType, Device},
@@ -21,15 +21,16 @@ use crate::{
 };
 
 pub(crate) const EXAMPLES: &str = "\
-Prefill runs a prompt of random tokens, in pieces of 512 as the engine does, and ends with the logits of its last
-token. Decode then runs one token at a time: forward pass, logits, greedy choice. Neither includes the tokenizer.
-Each is repeated after a warm-up; the median counts, the slowest and fastest run stand beside it.
+Prefill runs a prompt of random tokens, in pieces of 512 as the engine does, and ends with the
+logits of its last token. Decode runs one token at a time: forward pass, logits, greedy choice.
+Neither includes the tokenizer. Each is repeated after a warm-up; the median counts, the slowest
+and fastest run stand beside it.
 
 Examples:
-  metal-candle bench --shape qwen2.5-0.5b                       random weights, nothing to download
+  metal-candle bench --shape qwen2.5-0.5b                random weights, nothing to download
   metal-candle bench --shape llama-3.2-1b --dtype bf16 --threads 4 --json
   metal-candle bench -m ./model --prompt 1024 --tokens 64 --context 4096
-  metal-candle bench --shape qwen2.5-0.5b --bandwidth           which share of the memory's speed is reached";
+  metal-candle bench --shape qwen2.5-0.5b --bandwidth    the share of the memory's speed reached";
 
 /// Rows of one forward pass; longer prompts take several.
 const PIECE: usize = 512;
@@ -37,15 +38,10 @@ const PIECE: usize = 512;
 const WARM_UP_TOKENS: usize = 4;
 
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("subject").required(true).args(["model", "shape"])))]
 pub(crate) struct BenchArgs {
     /// A model folder, or a name on the Hugging Face hub
-    #[arg(
-        long,
-        short,
-        value_name = "FOLDER|ORG/NAME[@REVISION]",
-        required_unless_present = "shape",
-        conflicts_with = "shape"
-    )]
+    #[arg(long, short, value_name = "FOLDER|ORG/NAME[@REVISION]")]
     model: Option<String>,
 
     /// The shape of a well-known model, filled with random weights (bf16 unless --dtype says otherwise)

@@ -12,7 +12,9 @@ use anyhow::{Context as _, Result, anyhow};
 use clap::Args;
 use metal_candle::{
     LanguageModel,
-    generate::{Engine, EngineOptions, FinishReason, Generation, Request, sampler::SamplingParams},
+    generate::{
+        Engine, EngineOptions, FinishReason, GenerateError, Generation, Request, sampler::SamplingParams,
+    },
 };
 use serde_json::{Value, json};
 
@@ -25,8 +27,9 @@ use crate::{
 };
 
 pub(crate) const EXAMPLES: &str = "\
-Answers go to stdout, everything else to stderr, so a conversation can be scripted through pipes: one line of
-input is one message. Ctrl-C stops an answer; pressed again, or at the prompt, it ends the program.
+Answers go to stdout, everything else to stderr, so a conversation can be scripted through
+pipes: one line of input is one message. Ctrl-C stops an answer; pressed again, or at the
+prompt, it ends the program.
 
 Examples:
   metal-candle chat -m Qwen/Qwen2.5-0.5B-Instruct
@@ -194,7 +197,8 @@ impl<'a> Chat<'a> {
         let interrupted = interrupt::Answer::begin();
         let mut closed = None;
         let console = self.console;
-        let completion = Generation::start_on(&mut self.engine, &request)?.run(|token| {
+        let generation = Generation::start_on(&mut self.engine, &request).map_err(advise)?;
+        let completion = generation.run(|token| {
             if let Err(error) = console.print(&token.text) {
                 closed = Some(error);
                 return ControlFlow::Break(());
@@ -242,6 +246,17 @@ impl<'a> Chat<'a> {
     fn conversation(&self) -> Vec<Value> {
         let system = self.system.iter().map(|text| message("system", text));
         system.chain(self.messages.iter().cloned()).collect()
+    }
+}
+
+/// Says what to do about a conversation that has grown too long.
+fn advise(error: metal_candle::Error) -> anyhow::Error {
+    let too_long = matches!(error, metal_candle::Error::Generate(GenerateError::PromptTooLong { .. }));
+    let error = anyhow::Error::from(error);
+    if too_long {
+        error.context("the conversation no longer fits the model; /reset starts a new one")
+    } else {
+        error
     }
 }
 

@@ -21,7 +21,8 @@ The file holds one JSON object per line, in one of these forms:
   {\"text\": \"…\"}                             every token after the first counts
   {\"prompt\": \"…\", \"completion\": \"…\"}        the tokens of the completion count
   {\"messages\": [{\"role\": …, \"content\": …}]}  what the assistant says counts; needs a chat template
-The loss is the mean of -log p over the counted tokens of the whole file, the perplexity is e to the loss.
+The loss is the mean of -log p over the counted tokens of the whole file, the perplexity is e
+to the loss.
 
 Examples:
   metal-candle eval -m Qwen/Qwen2.5-0.5B --data valid.jsonl
@@ -57,7 +58,7 @@ pub(crate) fn run(args: &EvalArgs, console: &Console) -> Result<()> {
     let limit = args.max_tokens.map(|limit| limit as usize);
     let report = evaluate(&model, &args.data, data, limit, &mut |done| bar.set_position(done as u64));
     bar.finish_and_clear();
-    let report = report?;
+    let report = report.with_context(|| format!("cannot evaluate {}", args.data))?;
     if report.truncated > 0 {
         console.note(format_args!(
             "{} of {} lines were too long and were cut",

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Result, bail};
-use clap::Args;
+use clap::{ArgGroup, Args};
 use metal_candle::{
     LanguageModel,
     device::{self, DType},
@@ -24,8 +24,8 @@ use crate::{
 };
 
 pub(crate) const EXAMPLES: &str = "\
-A model with a chat template gets the prompt as the user's message and answers it; --raw continues the text
-instead. The text goes to stdout as it is made; statistics go to stderr.
+A model with a chat template gets the prompt as the user's message and answers it; --raw
+continues the text instead. The text goes to stdout as it is made, statistics go to stderr.
 
 Examples:
   metal-candle generate -m Qwen/Qwen2.5-0.5B-Instruct --prompt 'Why is the sky blue?'
@@ -70,16 +70,10 @@ pub(crate) struct GenerateArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("text").required(true).args(["prompt", "prompt_file"])))]
 struct InputArgs {
     /// The prompt; - reads it from stdin
-    #[arg(
-        long,
-        short,
-        value_name = "TEXT",
-        allow_hyphen_values = true,
-        required_unless_present = "prompt_file",
-        conflicts_with = "prompt_file"
-    )]
+    #[arg(long, short, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
 
     /// Read the prompt from a file (one newline at its end is left out, as it is of stdin)

@@ -16,7 +16,8 @@ use crate::{
 };
 
 pub(crate) const EXAMPLES: &str = "\
-The text is printed byte for byte, without a newline at the end. Weights are not needed and not downloaded.
+The text is printed byte for byte, without a newline at the end. Weights are not needed and
+not downloaded.
 
 Examples:
   echo '[{\"role\": \"user\", \"content\": \"Hi\"}]' | metal-candle prompt -m ./model --messages -
