@@ -15,7 +15,9 @@ pub mod linear;
 pub mod pool;
 pub mod rms_norm;
 pub mod rope;
+mod scratch;
 pub mod simd;
+mod view;
 
 #[cfg(test)]
 mod testing;

@@ -2,6 +2,10 @@
 //!
 //! M: rows of `x`, K: inputs, N: outputs.
 
+mod cpu;
+mod few_rows;
+mod many_rows;
+pub(crate) mod microkernel;
 mod reference;
 
 use candle_core::{Result, Tensor};
@@ -28,7 +32,8 @@ pub enum Activation {
 
 /// `x [M, K] → [M, N]`.
 pub fn linear(x: &Tensor, projection: &Projection) -> Result<Tensor> {
-    reference::linear(x, projection)
+    let [y] = linear_many(x, [projection])?;
+    Ok(y)
 }
 
 /// Several projections of the same input, in one parallel region.
@@ -36,6 +41,9 @@ pub fn linear_many<const COUNT: usize>(
     x: &Tensor,
     projections: [&Projection; COUNT],
 ) -> Result<[Tensor; COUNT]> {
+    if x.device().is_cpu() {
+        return cpu::products(x, projections.map(|projection| (projection, None)));
+    }
     let mut outputs = Vec::with_capacity(COUNT);
     for projection in projections {
         outputs.push(reference::linear(x, projection)?);
@@ -50,5 +58,13 @@ pub fn gated_linear(
     up: &Projection,
     activation: Activation,
 ) -> Result<Tensor> {
+    if x.device().is_cpu() {
+        let [y] = cpu::products(x, [(up, Some((gate, activation)))])?;
+        return Ok(y);
+    }
     reference::gated_linear(x, gate, up, activation)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -1,0 +1,181 @@
+//! The fast path on the CPU: what a call computes, and which way.
+
+use std::{borrow::Cow, mem::MaybeUninit};
+
+use candle_core::{Device, Result, Tensor, bail};
+
+use super::{Activation, Projection, few_rows, many_rows};
+use crate::{
+    pool::Disjoint,
+    simd::{Simd, math},
+    view::{Floats, View},
+};
+
+/// From this many rows on, weights are packed for tiles instead of read along their rows.
+const MANY_ROWS: usize = 24;
+
+/// One dense layer.
+pub(super) struct Layer<'a> {
+    /// `[N, K]`
+    pub(super) weight: Floats<'a>,
+    /// `[N]`
+    bias: Option<Cow<'a, [f32]>>,
+}
+
+/// One result: `layer(x)`, or with a gate `activation(gate(x)) · layer(x)`.
+pub(super) struct Product<'a> {
+    pub(super) layer: Layer<'a>,
+    pub(super) gate: Option<(Layer<'a>, Activation)>,
+    /// N
+    pub(super) outputs: usize,
+    /// `[M, N]`
+    result: Disjoint<'a, MaybeUninit<f32>>,
+}
+
+/// All results of a call, computed in one parallel region.
+pub(super) struct Call<'a> {
+    /// `[M, K]`
+    pub(super) x: &'a [f32],
+    /// M
+    pub(super) rows: usize,
+    /// K
+    pub(super) inputs: usize,
+    pub(super) products: &'a [Product<'a>],
+}
+
+/// The projections of one result: a layer alone, or with the gate that goes before it.
+pub(super) type Projections<'a> = (&'a Projection, Option<(&'a Projection, Activation)>);
+
+/// Several results of the same input.
+pub(super) fn products<const COUNT: usize>(
+    x: &Tensor,
+    projections: [Projections<'_>; COUNT],
+) -> Result<[Tensor; COUNT]> {
+    let (rows, inputs) = x.dims2()?;
+    let x = View::new(x);
+    let x = x.f32s("the input of a linear layer")?;
+    let views = projections.map(|(layer, gate)| {
+        (LayerView::new(layer), gate.map(|(gate, activation)| (LayerView::new(gate), activation)))
+    });
+    let mut results = projections.map(|(layer, _)| {
+        let outputs = layer.weight.dims().first().copied().unwrap_or(0);
+        (outputs, Vec::<f32>::with_capacity(rows * outputs))
+    });
+    let mut products = Vec::with_capacity(COUNT);
+    for ((layer, gate), (outputs, result)) in views.iter().zip(&mut results) {
+        products.push(Product {
+            layer: layer.layer(inputs, *outputs)?,
+            gate: match gate {
+                Some((gate, activation)) => Some((gate.layer(inputs, *outputs)?, *activation)),
+                None => None,
+            },
+            outputs: *outputs,
+            result: Disjoint::new(&mut result.spare_capacity_mut()[..rows * *outputs]),
+        });
+    }
+    let call = Call { x, rows, inputs, products: &products };
+    if rows < MANY_ROWS {
+        few_rows::run(&call)
+    } else {
+        many_rows::run(&call)
+    }
+    drop(products);
+    let mut tensors = Vec::with_capacity(COUNT);
+    for (outputs, mut result) in results {
+        // SAFETY: the region has written every element of every result.
+        unsafe { result.set_len(rows * outputs) };
+        tensors.push(Tensor::from_vec(result, (rows, outputs), &Device::Cpu)?);
+    }
+    Ok(tensors.try_into().expect("one result per product"))
+}
+
+struct LayerView<'a> {
+    dims: &'a [usize],
+    weight: View<'a>,
+    bias: Option<(&'a [usize], View<'a>)>,
+}
+
+impl<'a> LayerView<'a> {
+    fn new(projection: &'a Projection) -> Self {
+        Self {
+            dims: projection.weight.dims(),
+            weight: View::new(&projection.weight),
+            bias: projection.bias.as_ref().map(|bias| (bias.dims(), View::new(bias))),
+        }
+    }
+
+    fn layer(&self, inputs: usize, outputs: usize) -> Result<Layer<'_>> {
+        if self.dims != [outputs, inputs] {
+            bail!(
+                "the weight of a linear layer has shape {:?}; expected [{outputs}, {inputs}] ([outputs, inputs])",
+                self.dims
+            );
+        }
+        let bias = match &self.bias {
+            None => None,
+            Some((dims, _)) if *dims != [outputs] => {
+                bail!("the bias of a linear layer has shape {dims:?}; its weight has {outputs} outputs")
+            }
+            Some((_, bias)) => Some(match bias.floats("the bias of a linear layer")? {
+                Floats::F32(bias) => Cow::Borrowed(bias),
+                bias => Cow::Owned(bias.to_f32s()),
+            }),
+        };
+        Ok(Layer { weight: self.weight.floats("the weight of a linear layer")?, bias })
+    }
+}
+
+impl Product<'_> {
+    /// The layers in the order in which [`finish`](Self::finish) takes their sums.
+    pub(super) fn layers(&self) -> impl Iterator<Item = &Layer<'_>> {
+        self.gate.iter().map(|(gate, _)| gate).chain([&self.layer])
+    }
+
+    /// Adds biases, applies the gate, and writes columns `column..column + count` of `row`.
+    ///
+    /// # Safety
+    /// From `gate` (if there is one) and `values`, `count` sums rounded up to whole vectors must be
+    /// readable. Nobody else may be writing these columns.
+    #[inline(always)]
+    pub(super) unsafe fn finish<S: Simd>(
+        &self,
+        simd: S,
+        (gate, values): (*const f32, *const f32),
+        row: usize,
+        column: usize,
+        count: usize,
+    ) {
+        // SAFETY: the caller's promise.
+        let out = unsafe { self.result.part(row * self.outputs + column, count) };
+        let out = out.as_mut_ptr().cast::<f32>();
+        let mut done = 0;
+        while done < count {
+            let width = S::LANES.min(count - done);
+            // SAFETY: `width` columns remain, and biases have as many numbers as there are columns.
+            unsafe {
+                let mut y = simd.load(values.add(done));
+                if let Some(bias) = &self.layer.bias {
+                    y = simd.add(y, simd.load_first(bias.as_ptr().add(column + done), width));
+                }
+                if let Some((layer, activation)) = &self.gate {
+                    let mut g = simd.load(gate.add(done));
+                    if let Some(bias) = &layer.bias {
+                        g = simd.add(g, simd.load_first(bias.as_ptr().add(column + done), width));
+                    }
+                    let g = match activation {
+                        Activation::Silu => math::silu(simd, g),
+                        Activation::GeluTanh => math::gelu_tanh(simd, g),
+                        Activation::Gelu => math::gelu(simd, g),
+                    };
+                    y = simd.mul(y, g);
+                }
+                if width == S::LANES {
+                    simd.store(out.add(done), y);
+                } else {
+                    simd.store_first(out.add(done), y, width);
+                }
+            }
+            done += width;
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! The innermost loops of matrix multiplication, also used by attention.
+//!
+//! [`multiply`] keeps a tile of the result in registers: up to [`tile_rows`] rows by two vectors. Its right
+//! operand is read along rows, two vectors at a time; [`pack`] brings rows of weights into that form.
+
+use crate::simd::{Element, Simd};
+
+/// The most rows that [`multiply`] takes.
+pub(crate) const fn tile_rows<S: Simd>() -> usize {
+    if S::REGISTERS >= 32 { 14 } else { 6 }
+}
+
+/// Columns of a tile.
+pub(crate) const fn tile_columns<S: Simd>() -> usize {
+    2 * S::LANES
+}
+
+/// A matrix in memory: element `(row, step)` is at `start + row · row_stride + step · step_stride`.
+#[derive(Clone, Copy)]
+pub(crate) struct Left {
+    pub(crate) start: *const f32,
+    pub(crate) row_stride: usize,
+    pub(crate) step_stride: usize,
+}
+
+/// `c[row][column] (+)= Σ a[row][step] · b[step][column]` for `rows` rows, [`tile_columns`] columns and
+/// `depth` steps. `b` and `c` are row-major with the given strides. Adds to `c` if `add`, else overwrites.
+///
+/// # Safety
+/// All elements so described must be readable, those of `c` writable; `rows <= tile_rows()`.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+pub(crate) unsafe fn multiply<S: Simd>(
+    simd: S,
+    rows: usize,
+    depth: usize,
+    a: Left,
+    b: (*const f32, usize),
+    c: (*mut f32, usize),
+    add: bool,
+) {
+    macro_rules! cases {
+        ($($rows:literal)+) => {
+            match rows {
+                // SAFETY: the caller's promises.
+                $($rows => unsafe { multiply_rows::<S, $rows>(simd, depth, a, b, c, add) },)+
+                _ => debug_assert!(rows == 0),
+            }
+        };
+    }
+    if S::REGISTERS >= 32 {
+        cases!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+    } else {
+        cases!(1 2 3 4 5 6);
+    }
+}
+
+/// # Safety
+/// As for [`multiply`].
+#[inline(always)]
+unsafe fn multiply_rows<S: Simd, const ROWS: usize>(
+    simd: S,
+    depth: usize,
+    a: Left,
+    (mut b, b_stride): (*const f32, usize),
+    (c, c_stride): (*mut f32, usize),
+    add: bool,
+) {
+    let zero = simd.splat(0.0);
+    let mut tile = [[zero; 2]; ROWS];
+    // SAFETY: the caller promised the memory of all operands.
+    unsafe {
+        if add {
+            for (row, sums) in tile.iter_mut().enumerate() {
+                let c = c.add(row * c_stride);
+                *sums = [simd.load(c), simd.load(c.add(S::LANES))];
+            }
+        }
+        let mut x = a.start;
+        for _ in 0..depth {
+            let [left, right] = [simd.load(b), simd.load(b.add(S::LANES))];
+            for (row, sums) in tile.iter_mut().enumerate() {
+                let factor = simd.splat(*x.add(row * a.row_stride));
+                sums[0] = simd.fma(factor, left, sums[0]);
+                sums[1] = simd.fma(factor, right, sums[1]);
+            }
+            b = b.wrapping_add(b_stride);
+            x = x.wrapping_add(a.step_stride);
+        }
+        for (row, sums) in tile.iter().enumerate() {
+            let c = c.add(row * c_stride);
+            simd.store(c, sums[0]);
+            simd.store(c.add(S::LANES), sums[1]);
+        }
+    }
+}
+
+/// Writes rows as columns, widened: `to[step · stride + row] = from[row · row_stride + step]` for `depth`
+/// steps of `rows <= LANES` rows. Whatever follows a column, up to `LANES` numbers, is overwritten, but
+/// nothing beyond `to[depth · stride]` is.
+///
+/// # Safety
+/// `depth` numbers of each row must be readable, and `depth · stride` numbers writable; `rows <= stride`.
+#[inline(always)]
+pub(crate) unsafe fn pack<S: Simd, W: Element>(
+    simd: S,
+    from: *const W,
+    row_stride: usize,
+    rows: usize,
+    depth: usize,
+    to: *mut f32,
+    stride: usize,
+) {
+    let zero = simd.splat(0.0);
+    let mut step = 0;
+    while step < depth {
+        let count = S::LANES.min(depth - step);
+        let mut tile = [zero; 16];
+        // SAFETY: `count` steps remain in each row. A whole vector fits where `LANES` numbers remain.
+        unsafe {
+            if count == S::LANES && rows == S::LANES {
+                for (row, vector) in tile.iter_mut().enumerate().take(S::LANES) {
+                    *vector = W::load(simd, from.wrapping_add(row * row_stride + step));
+                }
+            } else {
+                for (row, vector) in tile.iter_mut().enumerate().take(rows) {
+                    *vector = W::load_first(simd, from.wrapping_add(row * row_stride + step), count);
+                }
+            }
+            simd.transpose(&mut tile);
+            let to = to.add(step * stride);
+            if count == S::LANES && (depth - step - S::LANES + 1) * stride >= S::LANES {
+                for (column, &vector) in tile.iter().enumerate().take(S::LANES) {
+                    simd.store(to.add(column * stride), vector);
+                }
+            } else {
+                for (column, &vector) in tile.iter().enumerate().take(count) {
+                    let room = (depth - step - column) * stride;
+                    simd.store_first(to.add(column * stride), vector, room.min(S::LANES));
+                }
+            }
+        }
+        step += count;
+    }
+}
