@@ -360,13 +360,13 @@ fn recover<'a>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::Barrier;
 
     use super::*;
 
     /// Tests that set the number of threads take turns.
-    fn with_threads(count: usize, body: impl FnOnce()) {
+    pub(crate) fn with_threads(count: usize, body: impl FnOnce()) {
         static TURN: Mutex<()> = Mutex::new(());
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         set_threads(count);

@@ -95,11 +95,12 @@ unsafe fn multiply_rows<S: Simd, const ROWS: usize>(
     }
 }
 
-/// Writes `LANES` rows of weights as columns: `to[step · stride + row] = from[row · row_stride + step]` for
-/// `depth` steps, widened. Columns from `rows` on become zero.
+/// Writes rows as columns, widened: `to[step · stride + row] = from[row · row_stride + step]` for `depth`
+/// steps of `rows <= LANES` rows. Whatever follows a column, up to `LANES` numbers, is overwritten, but
+/// nothing beyond `to[depth · stride]` is.
 ///
 /// # Safety
-/// `depth` numbers of each of the `rows <= LANES` rows must be readable, and the result writable.
+/// `depth` numbers of each row must be readable, and `depth · stride` numbers writable; `rows <= stride`.
 #[inline(always)]
 pub(crate) unsafe fn pack<S: Simd, W: Element>(
     simd: S,
@@ -110,32 +111,32 @@ pub(crate) unsafe fn pack<S: Simd, W: Element>(
     to: *mut f32,
     stride: usize,
 ) {
-    let mut tile = [simd.splat(0.0); 16];
+    let zero = simd.splat(0.0);
     let mut step = 0;
     while step < depth {
         let count = S::LANES.min(depth - step);
-        // SAFETY: `count` steps remain in each row.
+        let mut tile = [zero; 16];
+        // SAFETY: `count` steps remain in each row. A whole vector fits where `LANES` numbers remain.
         unsafe {
             if count == S::LANES && rows == S::LANES {
                 for (row, vector) in tile.iter_mut().enumerate().take(S::LANES) {
-                    *vector = W::load(simd, from.add(row * row_stride + step));
+                    *vector = W::load(simd, from.wrapping_add(row * row_stride + step));
                 }
             } else {
-                for (row, vector) in tile.iter_mut().enumerate().take(S::LANES) {
-                    *vector = simd.splat(0.0);
-                    if row < rows {
-                        *vector = W::load_first(simd, from.add(row * row_stride + step), count);
-                    }
+                for (row, vector) in tile.iter_mut().enumerate().take(rows) {
+                    *vector = W::load_first(simd, from.wrapping_add(row * row_stride + step), count);
                 }
             }
             simd.transpose(&mut tile);
-            if count == S::LANES {
+            let to = to.add(step * stride);
+            if count == S::LANES && (depth - step - S::LANES + 1) * stride >= S::LANES {
                 for (column, &vector) in tile.iter().enumerate().take(S::LANES) {
-                    simd.store(to.add((step + column) * stride), vector);
+                    simd.store(to.add(column * stride), vector);
                 }
             } else {
                 for (column, &vector) in tile.iter().enumerate().take(count) {
-                    simd.store(to.add((step + column) * stride), vector);
+                    let room = (depth - step - column) * stride;
+                    simd.store_first(to.add(column * stride), vector, room.min(S::LANES));
                 }
             }
         }

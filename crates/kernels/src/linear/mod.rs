@@ -64,3 +64,7 @@ pub fn gated_linear(
     }
     reference::gated_linear(x, gate, up, activation)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

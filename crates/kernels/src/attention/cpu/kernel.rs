@@ -16,6 +16,12 @@ use crate::{
 /// Keys between two updates of the running maximum: their scores stay in the first-level cache.
 const BLOCK: usize = 64;
 
+/// How many keys ahead memory is asked for, when each key is read only once.
+const AHEAD: usize = 32;
+
+/// Keys between two such requests.
+const STRIDE: usize = 8;
+
 /// The arguments of a call.
 pub(super) struct Call<'a> {
     /// `[rows, H, D]`
@@ -111,8 +117,12 @@ struct Work<'a> {
     scores: *mut f32,
     /// `[W]`: what the sums so far are multiplied with because the maximum rose.
     factors: *mut f32,
-    /// `[BLOCK, padded]`: values of head sizes that are no whole number of vectors.
+    /// `[BLOCK, padded]`: a head's values, if `copies`.
     values: *mut f32,
+    /// Whether several panels read a head's keys and values.
+    shares: bool,
+    /// Whether values are copied: to be read close together by several panels, or as whole vectors.
+    copies: bool,
     states: [State; PANELS_PER_ITEM],
 }
 
@@ -148,9 +158,13 @@ impl<'a> Work<'a> {
                 totals: at(first + queries + mixed + maxima),
             }
         };
+        let segment = &call.segments[item.segment];
+        let shares = segment.extent.panels_per_group() > 1;
         Self {
             call,
-            segment: &call.segments[item.segment],
+            segment,
+            shares,
+            copies: shares || padded != call.head_dim,
             padded,
             scores: at(0),
             factors: at(BLOCK * PANEL),
@@ -186,12 +200,18 @@ unsafe fn run_item_with<S: Simd>(simd: S, call: &Call<'_>, item: &Item, scratch:
             begin(simd, &work, panel, state);
         }
         for start in item.keys.clone().step_by(BLOCK) {
-            let end = item.keys.end.min(start + BLOCK);
+            let block = start..item.keys.end.min(start + BLOCK);
+            let mut copied = None;
             for (panel, state) in panels.iter().zip(&work.states).take(count) {
-                let keys = start.max(panel.visible.start)..end.min(panel.visible.end);
-                if !keys.is_empty() {
-                    advance(simd, &work, panel, state, keys);
+                let keys = block.start.max(panel.visible.start)..block.end.min(panel.visible.end);
+                if keys.is_empty() {
+                    continue;
                 }
+                if work.copies && copied != Some(panel.group) {
+                    copy_values(simd, &work, panel.group, block.clone());
+                    copied = Some(panel.group);
+                }
+                advance(simd, &work, panel, state, keys, block.start);
             }
         }
         for (index, (panel, state)) in panels.iter().zip(&work.states).take(count).enumerate() {
@@ -210,15 +230,23 @@ unsafe fn begin<S: Simd>(simd: S, work: &Work<'_>, panel: &Panel, state: &State)
     let scale = call.params.scale / call.params.soft_cap.unwrap_or(1.);
     // SAFETY: the caller's promise.
     unsafe {
-        for row in 0..panel.rows {
-            let start = call.offset(work.segment, panel, row);
-            for (element, value) in call.queries[start..start + call.head_dim].iter().enumerate() {
-                *state.queries.add(element * width + row) = scale * value;
+        for lane in (0..width).step_by(S::LANES) {
+            let rows = S::LANES.min(panel.rows - lane);
+            let mut starts = [0; 16];
+            for (row, start) in starts.iter_mut().enumerate().take(rows) {
+                *start = call.offset(work.segment, panel, lane + row);
             }
-        }
-        for row in panel.rows..width {
-            for element in 0..call.head_dim {
-                *state.queries.add(element * width + row) = 0.;
+            for column in (0..call.head_dim).step_by(S::LANES) {
+                let count = S::LANES.min(call.head_dim - column);
+                let mut tile = [simd.splat(0.); 16];
+                for (row, start) in tile.iter_mut().zip(starts).take(rows) {
+                    let query = call.queries[start + column..start + column + count].as_ptr();
+                    *row = simd.mul(simd.load_first(query, count), simd.splat(scale));
+                }
+                simd.transpose(&mut tile);
+                for (element, column_of_rows) in (column..column + count).zip(tile) {
+                    simd.store(state.queries.add(element * width + lane), column_of_rows);
+                }
             }
         }
         for lane in (0..width).step_by(S::LANES) {
@@ -232,9 +260,37 @@ unsafe fn begin<S: Simd>(simd: S, work: &Work<'_>, panel: &Panel, state: &State)
     }
 }
 
-/// Takes at most [`BLOCK`] keys into account, all seen by at least one row.
+/// Copies a block of values of one head; the copy's rows are padded with zeros.
 #[inline(always)]
-unsafe fn advance<S: Simd>(simd: S, work: &Work<'_>, panel: &Panel, state: &State, keys: Range<usize>) {
+unsafe fn copy_values<S: Simd>(simd: S, work: &Work<'_>, group: usize, block: Range<usize>) {
+    let head_dim = work.call.head_dim;
+    for piece in work.segment.pieces(block, work.row()) {
+        for key in 0..piece.count {
+            let start = key * work.row() + group * head_dim;
+            let from = piece.values[start..start + head_dim].as_ptr();
+            // SAFETY: the slice bounds above; the copy has room for a block.
+            unsafe {
+                let to = work.values.add((piece.first + key) * work.padded);
+                for column in (0..head_dim).step_by(S::LANES) {
+                    let count = S::LANES.min(head_dim - column);
+                    simd.store(to.add(column), simd.load_first(from.add(column), count));
+                }
+            }
+        }
+    }
+}
+
+/// Takes at most [`BLOCK`] keys into account, all seen by at least one row. Copied values begin with the
+/// key `copied_from`.
+#[inline(always)]
+unsafe fn advance<S: Simd>(
+    simd: S,
+    work: &Work<'_>,
+    panel: &Panel,
+    state: &State,
+    keys: Range<usize>,
+    copied_from: usize,
+) {
     let width = panel.rows.next_multiple_of(S::LANES);
     // SAFETY: the caller's promise.
     unsafe {
@@ -258,7 +314,7 @@ unsafe fn advance<S: Simd>(simd: S, work: &Work<'_>, panel: &Panel, state: &Stat
                 }
             }
         }
-        mix(simd, work, panel, state, keys, width);
+        mix(simd, work, panel, state, keys, copied_from);
     }
 }
 
@@ -273,21 +329,46 @@ unsafe fn score<S: Simd>(
     width: usize,
 ) {
     let head = panel.group * work.call.head_dim;
-    for piece in work.segment.pieces(keys, work.row()) {
-        // SAFETY: the piece has `count` keys; the scores have room for a block.
-        unsafe {
-            let product = Product {
-                a: piece.keys.as_ptr().add(head),
-                a_stride: work.row(),
-                b: state.queries,
-                b_stride: width,
-                c: work.scores.add(piece.first * width),
-                c_stride: width,
-                rows: piece.count,
-                columns: width,
-                steps: work.call.head_dim,
-            };
-            product::multiply(simd, &product);
+    let stride = if work.shares { BLOCK } else { STRIDE };
+    for piece in work.segment.pieces(keys.clone(), work.row()) {
+        for key in (0..piece.count).step_by(stride) {
+            if !work.shares && state.queries == work.states[0].queries {
+                prefetch(simd, work, head, keys.start + piece.first + key + AHEAD);
+            }
+            // SAFETY: the piece has `count` keys; the scores have room for a block.
+            unsafe {
+                let product = Product {
+                    a: piece.keys.as_ptr().add(key * work.row() + head),
+                    a_stride: work.row(),
+                    b: state.queries,
+                    b_stride: width,
+                    c: work.scores.add((piece.first + key) * width),
+                    c_stride: width,
+                    rows: stride.min(piece.count - key),
+                    columns: width,
+                    steps: work.call.head_dim,
+                };
+                product::multiply(simd, &product);
+            }
+        }
+    }
+}
+
+/// Asks for [`STRIDE`] keys and values of one head.
+#[inline(always)]
+fn prefetch<S: Simd>(simd: S, work: &Work<'_>, head: usize, position: usize) {
+    let end = work.segment.extent.end.min(position + STRIDE);
+    for piece in work.segment.pieces(position..end, work.row()) {
+        for key in 0..piece.count {
+            let start = key * work.row() + head;
+            let range = start..start + work.row();
+            let (keys, values) = (&piece.keys[range.clone()], &piece.values[range]);
+            for column in (0..work.row()).step_by(16) {
+                simd.prefetch(keys.as_ptr().wrapping_add(column));
+            }
+            for column in (0..work.row()).step_by(16) {
+                simd.prefetch(values.as_ptr().wrapping_add(column));
+            }
         }
     }
 }
@@ -300,34 +381,31 @@ unsafe fn mix<S: Simd>(
     panel: &Panel,
     state: &State,
     keys: Range<usize>,
-    width: usize,
+    copied_from: usize,
 ) {
-    let head_dim = work.call.head_dim;
+    let width = panel.rows.next_multiple_of(S::LANES);
+    let mut product = Product {
+        a: work.scores,
+        a_stride: width,
+        b: work.values.wrapping_add((keys.start - copied_from) * work.padded),
+        b_stride: work.padded,
+        c: state.mixed,
+        c_stride: work.padded,
+        rows: panel.rows,
+        columns: work.padded,
+        steps: keys.len(),
+    };
+    if work.copies {
+        // SAFETY: the caller's promise: the values of these keys were copied.
+        return unsafe { product::add_transposed(simd, &product) };
+    }
     for piece in work.segment.pieces(keys, work.row()) {
-        let values = &piece.values[panel.group * head_dim..];
-        // SAFETY: the piece has `count` values; rows of the copy have `padded` floats.
+        // SAFETY: the piece has `count` values, and D is a whole number of vectors.
         unsafe {
-            let (b, b_stride) = if work.padded == head_dim {
-                (values.as_ptr(), work.row())
-            } else {
-                for (key, row) in values.chunks(work.row()).enumerate() {
-                    let copy = work.values.add(key * work.padded);
-                    copy.copy_from_nonoverlapping(row.as_ptr(), head_dim);
-                    copy.add(head_dim).write_bytes(0, work.padded - head_dim);
-                }
-                (work.values.cast_const(), work.padded)
-            };
-            let product = Product {
-                a: work.scores.add(piece.first * width),
-                a_stride: width,
-                b,
-                b_stride,
-                c: state.mixed,
-                c_stride: work.padded,
-                rows: panel.rows,
-                columns: work.padded,
-                steps: piece.count,
-            };
+            product.a = work.scores.add(piece.first * width);
+            product.b = piece.values.as_ptr().add(panel.group * work.call.head_dim);
+            product.b_stride = work.row();
+            product.steps = piece.count;
             product::add_transposed(simd, &product);
         }
     }

@@ -108,13 +108,18 @@ impl Extent {
         self.count * self.share
     }
 
+    /// Panels per key/value head.
+    pub(super) fn panels_per_group(&self) -> usize {
+        self.rows().div_ceil(PANEL)
+    }
+
     fn panels(&self) -> usize {
-        self.groups * self.rows().div_ceil(PANEL)
+        self.groups * self.panels_per_group()
     }
 
     /// Panels of one head follow one another.
     pub(super) fn panel(&self, index: usize) -> Panel {
-        let per_group = self.rows().div_ceil(PANEL);
+        let per_group = self.panels_per_group();
         let first = index % per_group * PANEL;
         let rows = PANEL.min(self.rows() - first);
         let visible =

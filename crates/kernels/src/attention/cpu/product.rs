@@ -120,20 +120,35 @@ unsafe fn one_tile<S: Simd, const TRANSPOSED: bool, const ROWS: usize, const VEC
             }
         }
         for step in 0..product.steps {
-            let mut columns = [simd.splat(0.); VECTORS];
-            for (vector, values) in columns.iter_mut().enumerate() {
-                *values = simd.load(b.add(step * product.b_stride + vector * S::LANES));
-            }
-            for (row, sums) in sums.iter_mut().enumerate() {
-                let factor = simd.splat(*a.add(row * row_stride + step * step_stride));
-                for (sum, values) in sums.iter_mut().zip(columns) {
-                    *sum = simd.fma(factor, values, *sum);
-                }
-            }
+            one_step(simd, a.add(step * step_stride), row_stride, b.add(step * product.b_stride), &mut sums);
         }
         for (row, sums) in sums.into_iter().enumerate() {
             for (vector, sum) in sums.into_iter().enumerate() {
                 simd.store(c.add(row * product.c_stride + vector * S::LANES), sum);
+            }
+        }
+    }
+}
+
+/// Adds the outer product of a column of `a` and a row of `b`.
+#[inline(always)]
+unsafe fn one_step<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    a: *const f32,
+    row_stride: usize,
+    b: *const f32,
+    sums: &mut [[S::Vector; VECTORS]; ROWS],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut columns = [simd.splat(0.); VECTORS];
+        for (vector, values) in columns.iter_mut().enumerate() {
+            *values = simd.load(b.add(vector * S::LANES));
+        }
+        for (row, sums) in sums.iter_mut().enumerate() {
+            let factor = simd.splat(*a.add(row * row_stride));
+            for (sum, values) in sums.iter_mut().zip(columns) {
+                *sum = simd.fma(factor, values, *sum);
             }
         }
     }

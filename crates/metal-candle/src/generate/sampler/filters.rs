@@ -1,5 +1,9 @@
-//! The tokens that may still be drawn. Nothing here sorts the vocabulary: a filter that keeps "the best until their
-//! mass reaches p" finds its border in a histogram, then settles the border's own bucket by selection.
+//! The tokens that may still be drawn. Nothing here sorts the vocabulary.
+//!
+//! A filter that keeps "the best until their mass reaches p" is a [`Share`]. If it comes last, its border is never
+//! looked for: a token is drawn, and one scan for the mass before it says whether it belongs to the share; if not, the
+//! token and all beyond are dropped and another is drawn, which leaves the tokens of the share their exact
+//! probabilities. If another filter follows, the border is found in a histogram and settled by selection.
 
 use super::scan::{self, BLOCK, BUCKETS};
 
@@ -13,10 +17,17 @@ pub(super) struct Candidates {
     weights: Vec<f32>,
     /// Sum of the weights of each block; blocks of no mass are skipped by every scan.
     masses: Vec<f32>,
-    /// No live level is lower.
-    lowest: f32,
     table: Vec<[f64; COLUMNS]>,
     border: Vec<u64>,
+}
+
+/// The smallest set of candidates, nearest to `center` first, whose masses add up to `mass`; at least one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Share {
+    /// The level whose neighbours are kept: 0 for the most likely ones.
+    pub(super) center: f32,
+    /// In units of the best candidate's weight.
+    pub(super) mass: f64,
 }
 
 impl Candidates {
@@ -28,7 +39,6 @@ impl Candidates {
         let scale = (std::f32::consts::LOG2_E / temperature).min(1e30);
         self.weights.resize(logits.len(), 0.0);
         self.masses.clear();
-        self.lowest = 0.0;
         let blocks = logits.chunks_mut(BLOCK).zip(self.weights.chunks_mut(BLOCK)).zip(maxima);
         for ((levels, weights), &maximum) in blocks {
             if (maximum - best) * scale < scan::LOWEST_LEVEL {
@@ -36,25 +46,46 @@ impl Candidates {
                 self.masses.push(0.0);
                 continue;
             }
-            let lowest = scan::weigh(levels, weights, best, scale);
-            self.lowest = if lowest < self.lowest { lowest } else { self.lowest };
-            self.masses.push(scan::sum(weights));
+            self.masses.push(scan::weigh(levels, weights, best, scale));
         }
     }
 
-    /// Keeps the smallest set of candidates, nearest level to `center` first, whose share of the mass reaches
-    /// `fraction`; always at least one.
-    pub(super) fn keep_nearest(&mut self, levels: &[f32], center: f32, fraction: f64) {
-        let reach = center.abs().max((center - self.lowest).abs());
+    /// Whether the candidate at `position` belongs to a share. If it does not, it and all beyond it are dropped.
+    pub(super) fn reaches(&mut self, levels: &[f32], share: Share, position: usize) -> bool {
+        let distance = (share.center - levels[position]).abs().to_bits() as i32;
+        let blocks =
+            levels.chunks(BLOCK).zip(self.weights.chunks_mut(BLOCK)).zip(&mut self.masses).enumerate();
+        for (block, ((levels, weights), mass)) in blocks.filter(|(_, (_, mass))| **mass > 0.0) {
+            // Of equal distances, those at lower positions are nearer.
+            let split = position.saturating_sub(block * BLOCK).min(levels.len());
+            let (lower, higher) = weights.split_at_mut(split);
+            *mass = scan::keep_nearer(&levels[..split], lower, share.center, distance + 1)
+                + scan::keep_nearer(&levels[split..], higher, share.center, distance);
+        }
+        let before = self.total();
+        before < share.mass || before == 0.0
+    }
+
+    /// Drops all candidates outside a share.
+    pub(super) fn keep_share(&mut self, levels: &[f32], share: Share) {
+        let mut reach = 0.0;
+        let blocks = levels.chunks(BLOCK).zip(self.weights.chunks(BLOCK)).zip(&self.masses);
+        for ((levels, weights), _) in blocks.filter(|(_, mass)| **mass > 0.0) {
+            reach = scan::farthest(levels, weights, share.center).max(reach);
+        }
         let scale = if reach > 0.0 { (BUCKETS - 1) as f32 / reach } else { 0.0 };
-        self.fill_table(levels, center, scale);
-        let Some((bucket, missing)) = self.find_border(fraction) else { return };
-        self.collect_border(levels, center, scale, bucket);
+        self.fill_table(levels, share.center, scale);
+        let Some((bucket, missing)) = self.find_border(share.mass) else { return };
+        self.collect_border(levels, share.center, scale, bucket);
         let kept = partition_by_mass(&mut self.border, &self.weights, missing);
         for &member in &self.border[kept..] {
             self.weights[position_of(member)] = 0.0;
         }
-        self.refresh_masses();
+        for (weights, mass) in self.weights.chunks(BLOCK).zip(&mut self.masses) {
+            if *mass > 0.0 {
+                *mass = scan::sum(weights);
+            }
+        }
     }
 
     /// Drops every candidate that is less than `ratio` times as likely as the best one.
@@ -84,6 +115,11 @@ impl Candidates {
                 *mass = scan::sum(weights);
             }
         }
+    }
+
+    /// The mass of all candidates.
+    pub(super) fn total(&self) -> f64 {
+        self.masses.iter().map(|&mass| f64::from(mass)).sum()
     }
 
     /// The mean level of a token drawn now. Its distance to a token's level is how atypical that token is.
@@ -133,18 +169,6 @@ impl Candidates {
         &self.weights
     }
 
-    fn total(&self) -> f64 {
-        self.masses.iter().map(|&mass| f64::from(mass)).sum()
-    }
-
-    fn refresh_masses(&mut self) {
-        for (weights, mass) in self.weights.chunks(BLOCK).zip(&mut self.masses) {
-            if *mass > 0.0 {
-                *mass = scan::sum(weights);
-            }
-        }
-    }
-
     /// Adds every weight to its place's row.
     fn fill_table(&mut self, levels: &[f32], center: f32, scale: f32) {
         self.table.clear();
@@ -152,24 +176,28 @@ impl Candidates {
         let table: &mut [[f64; COLUMNS]; BUCKETS] =
             self.table.as_mut_slice().try_into().expect("the table was just given BUCKETS rows");
         let mut places = [0i32; BLOCK];
+        let mut masses = [0.0f64; BLOCK];
         let blocks = levels.chunks(BLOCK).zip(self.weights.chunks(BLOCK)).zip(&self.masses);
         for ((levels, weights), _) in blocks.filter(|(_, mass)| **mass > 0.0) {
             scan::places(levels, center, scale, &mut places);
-            for (row_places, row_weights) in places.chunks(COLUMNS).zip(weights.chunks(COLUMNS)) {
-                for (column, (&place, &weight)) in row_places.iter().zip(row_weights).enumerate() {
-                    table[place as usize % BUCKETS][column % COLUMNS] += f64::from(weight);
+            masses.fill(0.0);
+            for (mass, &weight) in masses.iter_mut().zip(weights) {
+                *mass = f64::from(weight);
+            }
+            let rows = places.as_chunks::<COLUMNS>().0.iter().zip(masses.as_chunks::<COLUMNS>().0);
+            for (places, masses) in rows {
+                for column in 0..COLUMNS {
+                    table[places[column] as usize % BUCKETS][column] += masses[column];
                 }
             }
         }
     }
 
-    /// The bucket in which the running mass first reaches `fraction` of the whole, and what is missing before it.
-    fn find_border(&self, fraction: f64) -> Option<(i32, f64)> {
-        let bucket_mass = |row: &[f64; COLUMNS]| row.iter().sum::<f64>();
-        let target = fraction * self.table.iter().map(bucket_mass).sum::<f64>();
+    /// The bucket in which the running mass first reaches `target`, and what is missing before it.
+    fn find_border(&self, target: f64) -> Option<(i32, f64)> {
         let mut running = 0.0;
         for (bucket, row) in self.table.iter().enumerate() {
-            let mass = bucket_mass(row);
+            let mass = row.iter().sum::<f64>();
             if mass > 0.0 && running + mass >= target {
                 return Some((bucket as i32, target - running));
             }

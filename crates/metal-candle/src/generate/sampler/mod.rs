@@ -16,7 +16,7 @@ pub use history::{Occurrences, TokenHistory};
 pub use params::SamplingParams;
 pub use random::RandomState;
 
-use filters::Candidates;
+use filters::{Candidates, Share};
 use random::SequenceRandom;
 
 /// Sampling was asked for something impossible, or the logits are broken.
@@ -274,8 +274,8 @@ impl Sampler {
     fn draw(&mut self, logits: &mut [f32]) -> usize {
         let top_k = self.params.top_k;
         if top_k == 0 || top_k >= logits.len() {
-            self.filter(logits);
-            return self.draw_position();
+            let share = self.filter(logits);
+            return self.draw_from(logits, share);
         }
         // The rest happens among the selected tokens alone, still in the order of their ids.
         filters::select_largest(logits, &self.maxima, top_k, &mut self.selected);
@@ -284,33 +284,56 @@ impl Sampler {
         levels.clear();
         levels.extend(self.selected.iter().map(|&member| logits[filters::position_of(member)]));
         scan::block_maxima(&levels, &mut self.maxima).expect("NaN has been ruled out");
-        self.filter(&mut levels);
+        let share = self.filter(&mut levels);
+        let position = self.draw_from(&levels, share);
         self.selected_logits = levels;
-        let position = self.draw_position();
         filters::position_of(self.selected[position])
     }
 
-    /// Applies the temperature and the filters after `top_k`.
-    fn filter(&mut self, logits: &mut [f32]) {
-        let params = &self.params;
-        self.candidates.weigh(logits, &self.maxima, params.temperature);
-        let levels = logits;
+    /// Applies the temperature, which turns the logits into levels, and the filters after `top_k`. What remains to be
+    /// respected is the share that is returned: it comes last, and then drawing from it is cheaper than to cut it out.
+    fn filter(&mut self, logits: &mut [f32]) -> Option<Share> {
+        let Self { params, candidates, random, .. } = self;
+        let exclude_top =
+            params.xtc_probability > 0.0 && random.uniform() < f64::from(params.xtc_probability);
+        let typical = params.typical_p < 1.0;
+        candidates.weigh(logits, &self.maxima, params.temperature);
+        let levels = &*logits;
+        let mut last = None;
         if params.top_p < 1.0 {
-            self.candidates.keep_nearest(levels, 0.0, f64::from(params.top_p));
+            let share = Share { center: 0.0, mass: f64::from(params.top_p) * candidates.total() };
+            if typical || exclude_top {
+                candidates.keep_share(levels, share);
+            } else {
+                last = Some(share);
+            }
         }
         if params.min_p > 0.0 {
-            self.candidates.keep_min_p(params.min_p);
+            candidates.keep_min_p(params.min_p);
         }
-        if params.typical_p < 1.0 {
-            let expected = self.candidates.expected_level(levels);
-            self.candidates.keep_nearest(levels, expected, f64::from(params.typical_p));
+        if typical {
+            let center = candidates.expected_level(levels);
+            let share = Share { center, mass: f64::from(params.typical_p) * candidates.total() };
+            if exclude_top {
+                candidates.keep_share(levels, share);
+            } else {
+                last = Some(share);
+            }
         }
-        if params.xtc_probability > 0.0 && self.random.uniform() < f64::from(params.xtc_probability) {
-            self.candidates.exclude_top(params.xtc_threshold);
+        if exclude_top {
+            candidates.exclude_top(params.xtc_threshold);
         }
+        last
     }
 
-    fn draw_position(&mut self) -> usize {
-        self.candidates.draw(self.random.uniform()).expect("every filter leaves at least one candidate")
+    /// Draws a position; from within a share if there is one.
+    fn draw_from(&mut self, levels: &[f32], share: Option<Share>) -> usize {
+        loop {
+            let drawn = self.candidates.draw(self.random.uniform());
+            let position = drawn.expect("every filter, and every draw outside the share, leaves a candidate");
+            if share.is_none_or(|share| self.candidates.reaches(levels, share, position)) {
+                return position;
+            }
+        }
     }
 }

@@ -1,6 +1,8 @@
 //! The loops over the whole vocabulary. They are plain element loops over fixed lanes, so that the compiler turns
 //! them into vector code on every target, and sums always add up in the same order: equal on every platform.
 
+use std::array;
+
 /// Logits are scanned in blocks of this many; each block keeps its maximum and, later, its mass.
 pub(super) const BLOCK: usize = 128;
 /// Independent accumulators of one reduction: four SSE registers, two AVX ones.
@@ -19,24 +21,22 @@ pub(super) const BUCKETS: usize = 1024;
 /// Writes the maximum of each block to `maxima`. The position of the first NaN is the error.
 pub(super) fn block_maxima(logits: &[f32], maxima: &mut Vec<f32>) -> Result<(), usize> {
     maxima.clear();
-    let mut unordered = [0u32; LANES];
+    let mut unordered = false;
     for block in logits.chunks(BLOCK) {
         let mut best = [f32::NEG_INFINITY; LANES];
         let (rows, rest) = block.as_chunks::<LANES>();
         for row in rows {
-            for lane in 0..LANES {
-                best[lane] = if row[lane] > best[lane] { row[lane] } else { best[lane] };
-                unordered[lane] |= u32::from(row[lane].is_nan());
-            }
+            unordered |= row.iter().fold(false, |seen, logit| seen | logit.is_nan());
+            best = array::from_fn(|lane| if row[lane] > best[lane] { row[lane] } else { best[lane] });
         }
-        for (lane, &logit) in rest.iter().enumerate() {
-            best[lane] = if logit > best[lane] { logit } else { best[lane] };
-            unordered[lane] |= u32::from(logit.is_nan());
+        for (best, &logit) in best.iter_mut().zip(rest) {
+            unordered |= logit.is_nan();
+            *best = if logit > *best { logit } else { *best };
         }
         maxima.push(fold(best, |left, right| if left > right { left } else { right }));
     }
-    if unordered.iter().any(|&seen| seen != 0) {
-        return Err(logits.iter().position(|logit| logit.is_nan()).expect("a lane saw a NaN"));
+    if unordered {
+        return Err(logits.iter().position(|logit| logit.is_nan()).expect("a block holds a NaN"));
     }
     Ok(())
 }
@@ -53,27 +53,25 @@ pub(super) fn first_position(logits: &[f32], maxima: &[f32], value: f32) -> Opti
     logits[start..].iter().position(|&logit| logit == value).map(|offset| start + offset)
 }
 
-/// Turns the logits of one block into levels, `(logit − best) · scale`, and writes `2^level` to `weights`.
-/// Returns the lowest level that weighs anything.
+/// Turns the logits of one block into levels, `(logit − best) · scale`, and writes `2^level` to `weights`. Returns
+/// their sum.
 pub(super) fn weigh(levels: &mut [f32], weights: &mut [f32], best: f32, scale: f32) -> f32 {
-    for (level, weight) in levels.iter_mut().zip(weights) {
+    for (level, weight) in levels.iter_mut().zip(&mut *weights) {
         *level = (*level - best) * scale;
         let power = exp2(*level);
         *weight = if *level >= LOWEST_LEVEL { power } else { 0.0 };
     }
-    let mut lowest = [0.0f32; LANES];
-    let (rows, rest) = levels.as_chunks::<LANES>();
-    for row in rows {
-        for lane in 0..LANES {
-            let live = if row[lane] >= LOWEST_LEVEL { row[lane] } else { 0.0 };
-            lowest[lane] = if live < lowest[lane] { live } else { lowest[lane] };
-        }
+    sum(weights)
+}
+
+/// Zeroes the weights whose distance from `center` is not below `limit`, in the bits of an f32; returns the sum of the
+/// others.
+pub(super) fn keep_nearer(levels: &[f32], weights: &mut [f32], center: f32, limit: i32) -> f32 {
+    for (weight, &level) in weights.iter_mut().zip(levels) {
+        let distance = (center - level).abs().to_bits() as i32;
+        *weight = if distance < limit { *weight } else { 0.0 };
     }
-    for (lane, &level) in rest.iter().enumerate() {
-        let live = if level >= LOWEST_LEVEL { level } else { 0.0 };
-        lowest[lane] = if live < lowest[lane] { live } else { lowest[lane] };
-    }
-    fold(lowest, |left, right| if left < right { left } else { right })
+    sum(weights)
 }
 
 /// `Σ 2^((logit − best) · scale)`, which changes nothing and forgets nothing above f32's smallest number.
@@ -96,14 +94,25 @@ pub(super) fn sum(block: &[f32]) -> f32 {
     let mut lanes = [0.0f32; LANES];
     let (rows, rest) = block.as_chunks::<LANES>();
     for row in rows {
-        for lane in 0..LANES {
-            lanes[lane] += row[lane];
-        }
+        lanes = array::from_fn(|lane| lanes[lane] + row[lane]);
     }
-    for (lane, &value) in rest.iter().enumerate() {
-        lanes[lane] += value;
+    for (lane, &value) in lanes.iter_mut().zip(rest) {
+        *lane += value;
     }
     fold(lanes, |left, right| left + right)
+}
+
+/// The largest distance from `center` of a level that weighs anything.
+pub(super) fn farthest(levels: &[f32], weights: &[f32], center: f32) -> f32 {
+    let mut distances = [0.0f32; BLOCK];
+    for ((distance, &level), &weight) in distances.iter_mut().zip(levels).zip(weights) {
+        *distance = if weight > 0.0 { (center - level).abs() } else { 0.0 };
+    }
+    let mut lanes = [0.0f32; LANES];
+    for row in distances.as_chunks::<LANES>().0 {
+        lanes = array::from_fn(|lane| if row[lane] > lanes[lane] { row[lane] } else { lanes[lane] });
+    }
+    fold(lanes, |left, right| if left > right { left } else { right })
 }
 
 /// The histogram place of each level of a block: its distance from `center`, in `0..BUCKETS`.

@@ -80,23 +80,53 @@ fn normalize(probabilities: &mut [f64]) {
     }
 }
 
-/// The fast sampler's distribution after all filters, by token id.
+/// The fast sampler's distribution after all filters, by token id. The last share is respected in both of the ways
+/// that there are, which must agree.
 fn fast_distribution(logits: &[f32], params: &SamplingParams) -> Vec<f64> {
     let mut sampler = Sampler::new(params.clone(), logits.len()).unwrap();
     let mut scratch = logits.to_vec();
     sampler.scan(&scratch).unwrap();
-    sampler.draw(&mut scratch);
-    let weights = sampler.candidates.weights();
+    let mut ids: Vec<usize> = (0..logits.len()).collect();
+    let mut levels = logits.to_vec();
+    if params.top_k > 0 && params.top_k < logits.len() {
+        // The public way, for its selection only.
+        sampler.draw(&mut scratch);
+        ids = sampler.selected.iter().map(|&member| filters::position_of(member)).collect();
+        levels = ids.iter().map(|&id| logits[id]).collect();
+        scan::block_maxima(&levels, &mut sampler.maxima).unwrap();
+    }
+    let share = sampler.filter(&mut levels);
     let mut probabilities = vec![0.0; logits.len()];
-    if weights.len() == logits.len() {
-        probabilities = weights.iter().map(|&weight| f64::from(weight)).collect();
-    } else {
-        for (&member, &weight) in sampler.selected.iter().zip(weights) {
-            probabilities[filters::position_of(member)] = f64::from(weight);
+    if let Some(share) = share {
+        let uncut = sampler.candidates.clone();
+        sampler.candidates.keep_share(&levels, share);
+        let cut = sampler.candidates.weights();
+        // Every position of a small vocabulary, a few of a large one.
+        for position in
+            (0..ids.len()).step_by(1 + ids.len() / 600).filter(|&place| uncut.weights()[place] > 0.0)
+        {
+            let reached = uncut.clone().reaches(&levels, share, position);
+            let near_border = (mass_before(uncut.weights(), &levels, share.center, position) - share.mass)
+                .abs()
+                < 1e-5 * uncut.total();
+            assert!(
+                near_border || reached == (cut[position] > 0.0),
+                "the two ways disagree about {position}"
+            );
         }
+    }
+    for (&id, &weight) in ids.iter().zip(sampler.candidates.weights()) {
+        probabilities[id] = f64::from(weight);
     }
     normalize(&mut probabilities);
     probabilities
+}
+
+fn mass_before(weights: &[f32], levels: &[f32], center: f32, position: usize) -> f64 {
+    let distance = |place: usize| ((center - levels[place]).abs(), place);
+    let nearer =
+        (0..levels.len()).filter(|&place| weights[place] > 0.0 && distance(place) < distance(position));
+    nearer.map(|place| f64::from(weights[place])).sum()
 }
 
 /// The fast distribution must be the slow one, its borders moved by no more than f32 rounding.
@@ -439,7 +469,13 @@ fn draws_follow_the_filtered_distribution() {
 #[test]
 fn draws_follow_the_mixture_that_xtc_makes() {
     let logits = fixed_logits(40, 4.0);
-    let params = SamplingParams { xtc_probability: 0.4, xtc_threshold: 0.05, seed: Some(9), ..sampling() };
+    let params = SamplingParams {
+        top_p: 0.95,
+        xtc_probability: 0.4,
+        xtc_threshold: 0.05,
+        seed: Some(9),
+        ..sampling()
+    };
     let untouched = slow_distribution(&logits, &params, 0.0);
     let mut excluded = untouched.clone();
     slow_exclude_top(&mut excluded, 0.05);
