@@ -67,7 +67,7 @@ pub(crate) struct SourceArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Computing")]
 pub(crate) struct ComputeArgs {
-    /// The device: auto, cpu, cuda[:N] or metal[:N]; auto says which one it took
+    /// The device: auto, cpu, cuda, cuda:N, metal or metal:N; auto says which one it took
     #[arg(long, value_name = "DEVICE", default_value_t)]
     pub(crate) device: DeviceChoice,
 
