@@ -61,29 +61,40 @@ fn rewrite_next(text: &str, elifs: &mut usize, out: &mut String) -> Result<Optio
         out.push_str(&text[..end.unwrap_or(0)]);
         return Ok(end);
     }
-    let Some((tokens, end)) = scan(text) else { return Ok(None) };
-    if is_tag(&tokens, "raw") {
+    let (tokens, end) = scan(text);
+    if let Some(end) = end
+        && is_tag(&tokens, "raw")
+    {
         let end = end_of_raw(text, end);
         out.push_str(&text[..end.unwrap_or(0)]);
         return Ok(end);
     }
-    *elifs = if is_tag(&tokens, "elif") { *elifs + 1 } else { *elifs };
-    if is_tag(&tokens, "endif") {
-        *elifs = 0;
+    check_depth(&tokens, elifs)?;
+    if end.is_some() {
+        rewrite_block(&tokens, out);
     }
-    let commas = tokens.iter().filter(|token| token.kind != Kind::Space);
-    let longest = commas.fold((0usize, 0usize), |(longest, current), token| {
-        let current = if token.text == "," { 0 } else { current + 1 };
-        (longest.max(current), current)
-    });
-    if longest.0 > MAX_EXPRESSION {
+    Ok(end)
+}
+
+/// Counts what makes a parse tree deep.
+fn check_depth(tokens: &[Token<'_>], elifs: &mut usize) -> Result<(), &'static str> {
+    match first_name(tokens) {
+        Some("elif") => *elifs += 1,
+        Some("endif") => *elifs = 0,
+        _ => {}
+    }
+    let (mut longest, mut current) = (0, 0);
+    for token in tokens.iter().filter(|token| token.kind != Kind::Space) {
+        current = if token.text == "," { 0 } else { current + 1 };
+        longest = current.max(longest);
+    }
+    if longest > MAX_EXPRESSION {
         return Err("an expression is too long to be compiled safely; split it with set");
     }
     if *elifs > MAX_ELIF {
         return Err("too many elif in one if; nest them or use a dictionary");
     }
-    rewrite_block(&tokens, out);
-    Ok(Some(end))
+    Ok(())
 }
 
 /// Jinja2 reads every kind of line end as `\n`.
@@ -116,9 +127,9 @@ struct Token<'a> {
     text: &'a str,
 }
 
-/// Splits one `{{ }}` or `{% %}` at the start of `text` into tokens; gives them with the length of the whole.
-/// `None` if it does not end.
-fn scan(text: &str) -> Option<(Vec<Token<'_>>, usize)> {
+/// Splits one `{{ }}` or `{% %}` at the start of `text` into tokens; gives them with the length of the whole, or
+/// without one if it does not end.
+fn scan(text: &str) -> (Vec<Token<'_>>, Option<usize>) {
     let variable = text.starts_with("{{");
     let sign = usize::from(matches!(text.as_bytes().get(2), Some(b'-' | b'+')));
     let mut tokens = vec![Token { kind: Kind::Delimiter, text: &text[..2 + sign] }];
@@ -130,9 +141,9 @@ fn scan(text: &str) -> Option<(Vec<Token<'_>>, usize)> {
             && let Some(length) = closing_length(rest, variable)
         {
             tokens.push(Token { kind: Kind::Delimiter, text: &rest[..length] });
-            return Some((tokens, at + length));
+            return (tokens, Some(at + length));
         }
-        let (kind, length) = next_token(rest)?;
+        let Some((kind, length)) = next_token(rest) else { break };
         match &rest[..length] {
             "{" | "[" | "(" => braces += 1,
             "}" | "]" | ")" => braces = braces.saturating_sub(1),
@@ -141,7 +152,7 @@ fn scan(text: &str) -> Option<(Vec<Token<'_>>, usize)> {
         tokens.push(Token { kind, text: &rest[..length] });
         at += length;
     }
-    None
+    (tokens, None)
 }
 
 fn closing_length(text: &str, variable: bool) -> Option<usize> {
@@ -179,10 +190,14 @@ fn quoted_length(text: &str, quote: char) -> Option<usize> {
 }
 
 fn is_tag(tokens: &[Token<'_>], name: &str) -> bool {
-    tokens[0].text.starts_with("{%") && first_name(tokens) == Some(name)
+    first_name(tokens) == Some(name)
 }
 
+/// The name of a tag; expressions have none.
 fn first_name<'a>(tokens: &[Token<'a>]) -> Option<&'a str> {
+    if !tokens[0].text.starts_with("{%") {
+        return None;
+    }
     let first = tokens[1..].iter().find(|token| token.kind != Kind::Space)?;
     (first.kind == Kind::Name).then_some(first.text)
 }
