@@ -10,8 +10,8 @@
 
 pub mod attention;
 pub mod embedding;
-mod host;
 pub mod linear;
+mod output;
 pub mod pool;
 pub mod rms_norm;
 pub mod rope;
