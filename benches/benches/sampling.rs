@@ -41,7 +41,9 @@ fn sampling_vocab_sweep(criterion: &mut Criterion) {
 fn inference(criterion: &mut Criterion) {
     let params = SamplingParams { temperature: 1.0, top_p: 0.9, seed: Some(0), ..SamplingParams::default() };
     let logits = flat(32_000);
-    criterion.benchmark_group("inference").bench_function("sampling", |bencher| sample(bencher, &params, &logits));
+    criterion
+        .benchmark_group("inference")
+        .bench_function("sampling", |bencher| sample(bencher, &params, &logits));
 }
 
 /// Times the sampler alone: the model would write fresh logits each time, so copying them does not count.
