@@ -37,6 +37,9 @@ const PIECE: usize = 512;
 /// Decode steps before the first one that counts.
 const WARM_UP_TOKENS: usize = 4;
 
+/// Much more than any cache.
+const BANDWIDTH_BYTES: usize = 512 << 20;
+
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("subject").required(true).args(["model", "shape"])))]
 pub(crate) struct BenchArgs {
@@ -96,7 +99,7 @@ pub(crate) fn run(args: &BenchArgs, console: &Console) -> Result<()> {
     }
     let runs = measure(&model, args, console)?;
     let peak = peak_megabytes();
-    let bandwidth = args.bandwidth.then(|| read_bandwidth(device::threads()));
+    let bandwidth = args.bandwidth.then(|| device::read_bandwidth(BANDWIDTH_BYTES)).transpose()?;
     let report = Report { args, model: &model, load, runs, peak, bandwidth };
     if args.json { console.print_json(&report.json()) } else { console.print(&report.table()) }
 }
@@ -323,27 +326,6 @@ impl Spread {
         let median = f64::midpoint(sorted[last / 2], sorted[last.div_ceil(2)]);
         Self { median, min: sorted[0], max: sorted[last] }
     }
-}
-
-/// Bytes per second that this many threads read from memory: the best of a few sweeps over half a GiB.
-fn read_bandwidth(threads: usize) -> f64 {
-    const WORDS: usize = 1 << 26;
-    const SWEEPS: usize = 5;
-    let words: Vec<u64> = (0..WORDS as u64).collect();
-    let part = WORDS.div_ceil(threads.max(1));
-    let sweep = || {
-        let start = Instant::now();
-        std::thread::scope(|scope| {
-            for words in words.chunks(part) {
-                scope.spawn(|| {
-                    std::hint::black_box(words.iter().fold(0, |sum: u64, word| sum.wrapping_add(*word)))
-                });
-            }
-        });
-        start.elapsed().as_secs_f64()
-    };
-    let fastest = (0..SWEEPS).map(|_| sweep()).fold(f64::INFINITY, f64::min);
-    size_of_val(words.as_slice()) as f64 / fastest
 }
 
 #[cfg(test)]

@@ -192,7 +192,7 @@ impl<'a> Chat<'a> {
             sampling: self.sampling.clone(),
             max_tokens: self.max_tokens,
             stop: self.stop.to_vec(),
-            ..Request::default()
+            ignore_eos: false,
         };
         let interrupted = interrupt::Answer::begin();
         let mut closed = None;
@@ -209,12 +209,13 @@ impl<'a> Chat<'a> {
             return Err(error);
         }
         console.print("\n")?;
-        match completion.finish {
-            FinishReason::Length => {
-                console.note("(cut off: the limit of tokens, or of the context, is reached)")
-            }
-            FinishReason::Cancelled => console.note("(stopped)"),
-            _ => {}
+        let why = match completion.finish {
+            FinishReason::Length => "(cut off: the limit of tokens, or of the context, is reached)",
+            FinishReason::Cancelled => "(stopped)",
+            _ => "",
+        };
+        if !why.is_empty() {
+            console.note(why);
         }
         Ok(completion.text)
     }

@@ -85,7 +85,7 @@ fn cpu() -> Value {
     json!({
         "model": cpu_info("model name"),
         "simd": device::simd_level().name(),
-        "simd_available": device::simd_levels().map(|level| level.name()).collect::<Vec<_>>(),
+        "simd_available": device::simd_levels().map(|level| level.to_string()).collect::<Vec<_>>(),
         "features": cpu_features(),
         "threads": device::threads(),
     })

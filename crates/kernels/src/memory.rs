@@ -6,8 +6,11 @@ use std::alloc::{Layout, alloc_zeroed};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::time::Instant;
 
 use half::{bf16, f16};
+
+use crate::pool;
 
 #[cfg(target_endian = "big")]
 compile_error!(
@@ -74,6 +77,25 @@ pub fn peak_resident_bytes() -> Option<u64> {
     }
     #[cfg(not(unix))]
     None
+}
+
+/// Bytes per second that the pool's threads read from memory: the best of a few sweeps over a buffer of `bytes` on
+/// huge pages. The buffer has to be much larger than the caches.
+pub fn read_bandwidth(bytes: usize) -> io::Result<f64> {
+    const SWEEPS: usize = 5;
+    const PART: usize = 1 << 17; // 1 MiB of words
+    let mut words = huge_vec::<u64>(bytes / size_of::<u64>())?;
+    pool::for_each_part(&mut words, PART, |part, words| words.fill(part as u64)); // makes the pages resident
+    let mut fastest = f64::INFINITY;
+    for _ in 0..SWEEPS {
+        let start = Instant::now();
+        pool::for_each(words.len().div_ceil(PART), &|part| {
+            let words = &words[part * PART..words.len().min((part + 1) * PART)];
+            std::hint::black_box(words.iter().fold(0, |sum: u64, word| sum.wrapping_add(*word)));
+        });
+        fastest = fastest.min(start.elapsed().as_secs_f64());
+    }
+    Ok(size_of_val(words.as_slice()) as f64 / fastest)
 }
 
 /// The machine's memory in bytes; `None` where the system does not tell.
@@ -191,6 +213,12 @@ mod tests {
         assert!(after >= 64 << 20 && after >= before, "{before} {after}");
         assert!(physical_bytes().unwrap() >= after);
         assert_eq!(touched[touched.len() - 1], 1);
+    }
+
+    #[test]
+    fn a_bandwidth_is_a_positive_number() {
+        let bandwidth = read_bandwidth(5 << 20).unwrap();
+        assert!(bandwidth.is_finite() && bandwidth > 0.0, "{bandwidth}");
     }
 
     #[test]
