@@ -10,9 +10,9 @@
 
 pub mod attention;
 pub mod embedding;
-mod host;
 pub mod linear;
 pub mod memory;
+mod output;
 pub mod pool;
 pub mod rms_norm;
 pub mod rope;

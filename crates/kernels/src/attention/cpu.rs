@@ -1,30 +1,27 @@
 //! The CPU implementation: online softmax over blocks of keys, read where they lie in their chunks.
 
+mod call;
 mod kernel;
 mod merge;
 mod plan;
 mod product;
-
-use std::cell::RefCell;
+mod work;
 
 use candle_core::{Device, Result, Tensor};
 
-use super::{AttentionParams, Segment};
+use super::{AttentionParams, KvChunk, Segment};
 use crate::{
-    host::{HostSlice, Output, filled},
+    output::{Output, filled},
     pool,
+    scratch::with_scratch,
+    view::View,
 };
-use kernel::{Cached, Call, Scratch};
+use call::{Cached, Call};
 use plan::{Extent, Plan};
+use work::Work;
 
 /// Numbers (of keys, or of partial results) that one thread reads alone rather than waking others.
 const SMALL: usize = 16 * 1024;
-
-thread_local! {
-    /// Partial results; kept from call to call because fresh memory is slow at first touch.
-    static PARTIALS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch::new()) };
-}
 
 pub(super) fn attention(
     queries: &Tensor,
@@ -32,21 +29,16 @@ pub(super) fn attention(
     params: AttentionParams,
 ) -> Result<Tensor> {
     let (_rows, heads, head_dim) = queries.dims3()?;
-    let elements = HostSlice::<f32>::read(queries, "attention", "queries")?;
-    let locked = segments.iter().map(read_chunks).collect::<Result<Vec<_>>>()?;
-    let segments: Vec<_> = segments
-        .iter()
-        .zip(&locked)
-        .map(|(segment, chunks)| cached(heads, segment, chunks, params))
-        .collect();
+    let elements = View::new(queries);
+    let elements = elements.f32s("attention: `queries`")?;
+    let views: Vec<_> = segments.iter().map(view_chunks).collect();
+    let cached = segments.iter().zip(&views).map(|(segment, views)| cached(heads, segment, views, params));
+    let segments = cached.collect::<Result<Vec<_>>>()?;
     let plan = Plan::new(segments.iter().map(|segment| &segment.extent), head_dim);
-    let output = PARTIALS.with_borrow_mut(|partials| {
-        if partials.len() < plan.partial_length {
-            partials.resize(plan.partial_length, 0.);
-        }
+    let output = with_scratch(plan.partial_length, |partials| {
         let partials = Output::new(partials.as_mut_ptr());
         let fill = |output| {
-            let call = Call { queries: &elements, heads, head_dim, params, segments, output, partials };
+            let call = Call { queries: elements, heads, head_dim, params, segments, output, partials };
             run(&call, &plan);
         };
         // SAFETY: the plan's items and merges together write every row of every head.
@@ -57,8 +49,10 @@ pub(super) fn attention(
 
 fn run(call: &Call<'_>, plan: &Plan) {
     for_each(plan.items.len(), plan.work * call.head_dim, &|index| {
-        // SAFETY: each item writes rows, or partial results, that no other item writes.
-        SCRATCH.with_borrow_mut(|scratch| unsafe { kernel::run_item(call, &plan.items[index], scratch) });
+        with_scratch(Work::scratch_length(call.head_dim), |scratch| {
+            // SAFETY: each item writes rows, or partial results, that no other item writes.
+            unsafe { kernel::run_item(call, &plan.items[index], scratch) };
+        });
     });
     let panels: Vec<_> =
         plan.merges.iter().flat_map(|merge| merge.panels.clone().map(move |panel| (merge, panel))).collect();
@@ -74,22 +68,21 @@ fn for_each(tasks: usize, work: usize, task: &(dyn Fn(usize) + Sync)) {
     if work < SMALL { (0..tasks).for_each(task) } else { pool::for_each(tasks, task) }
 }
 
-/// Locks the keys and values of the chunks that are in use.
-fn read_chunks<'a>(segment: &Segment<'a>) -> Result<Vec<[HostSlice<'a, f32>; 2]>> {
+/// The keys and values of the chunks that are in use.
+fn view_chunks<'a>(segment: &Segment<'a>) -> Vec<[View<'a>; 2]> {
     let length = segment.chunks[0].keys.dims()[0];
-    let used = &segment.chunks[..(segment.end - segment.start).div_ceil(length)];
-    let read = |name, tensor| HostSlice::read(tensor, "attention", name);
-    used.iter().map(|chunk| Ok([read("keys", &chunk.keys)?, read("values", &chunk.values)?])).collect()
+    let used = (segment.end - segment.start).div_ceil(length);
+    let view = |chunk: &&'a KvChunk| [&chunk.keys, &chunk.values].map(View::new);
+    segment.chunks[..used].iter().map(view).collect()
 }
 
 fn cached<'a>(
     heads: usize,
     segment: &Segment<'_>,
-    chunks: &'a [[HostSlice<'_, f32>; 2]],
+    views: &'a [[View<'_>; 2]],
     params: AttentionParams,
-) -> Cached<'a> {
-    let dims = segment.chunks[0].keys.dims();
-    let (length, groups) = (dims[0], dims[1]);
+) -> Result<Cached<'a>> {
+    let (length, groups, _head_dim) = segment.chunks[0].keys.dims3()?;
     let extent = Extent {
         count: segment.rows.len(),
         start: segment.start,
@@ -98,6 +91,9 @@ fn cached<'a>(
         share: heads / groups,
         window: params.window,
     };
-    let chunks = chunks.iter().map(|[keys, values]| [&**keys, &**values]).collect();
-    Cached { extent, first_row: segment.rows.start, length, chunks }
+    let read = |[keys, values]: &'a [View<'_>; 2]| {
+        Ok([keys.f32s("attention: `keys`")?, values.f32s("attention: `values`")?])
+    };
+    let chunks = views.iter().map(read).collect::<Result<_>>()?;
+    Ok(Cached { extent, first_row: segment.rows.start, length, chunks })
 }

@@ -306,13 +306,13 @@ fn wrong_arguments_are_named() {
     let found = call(&random(1, (3, 6, 8), DType::F32), good());
     assert!(found.contains("keys [16, 2, 16], expected head size 8 as in [3, 6, 8]"), "{found}");
     let half = queries.to_dtype(DType::BF16).unwrap();
-    assert_eq!(call(&half, good()), "attention: `queries` is BF16, expected F32 on the CPU");
+    assert_eq!(call(&half, good()), "attention: `queries` has dtype bf16; on the CPU it must be f32");
     let half = KvChunk {
         values: sequence.chunks[1].values.to_dtype(DType::F16).unwrap(),
         ..sequence.chunks[1].clone()
     };
     let found = call(&queries, Segment { chunks: vec![&sequence.chunks[0], &half], ..good() });
-    assert_eq!(found, "attention: `values` is F16, expected F32 on the CPU");
+    assert_eq!(found, "attention: `values` has dtype f16; on the CPU it must be f32");
 
     let odd = Sequence::new(1, heads, 3, 0, 30).chunked(5);
     let found = call(&queries, Segment { chunks: vec![&sequence.chunks[0], &odd.chunks[0]], ..good() });

@@ -3,12 +3,12 @@
 use std::ops::Range;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
-use half::{bf16, f16};
 
 use crate::{
-    host::{HostSlice, Output, filled},
+    output::{Output, filled},
     pool,
     simd::{Element, Simd, dispatch},
+    view::{Floats, View},
 };
 
 /// Elements per task: enough to outweigh handing it to another thread.
@@ -26,21 +26,19 @@ pub(super) fn embedding(table: &Tensor, ids: &[u32], scale: f32, compute: DType)
     if compute != DType::F32 {
         bail!("embedding: the compute dtype is {compute:?}, expected F32 on the CPU");
     }
-    match table.dtype() {
-        DType::F32 => gather::<f32>(table, ids, scale),
-        DType::BF16 => gather::<bf16>(table, ids, scale),
-        DType::F16 => gather::<f16>(table, ids, scale),
-        other => bail!("embedding: `table` is {other:?}, expected F32, BF16 or F16"),
+    let (_vocabulary, width) = table.dims2()?;
+    match View::new(table).floats("embedding: `table`")? {
+        Floats::F32(table) => gather(table, width, ids, scale),
+        Floats::Bf16(table) => gather(table, width, ids, scale),
+        Floats::F16(table) => gather(table, width, ids, scale),
     }
 }
 
-fn gather<W: Element>(table: &Tensor, ids: &[u32], scale: f32) -> Result<Tensor> {
-    let (_vocabulary, width) = table.dims2()?;
-    let table = HostSlice::<W>::read(table, "embedding", "table")?;
+fn gather<W: Element>(table: &[W], width: usize, ids: &[u32], scale: f32) -> Result<Tensor> {
     let rows_per_task = (TASK / width.max(1)).max(1);
     let tasks = ids.len().div_ceil(rows_per_task);
     let run = |output| {
-        let job = Job { table: &*table, width, ids, scale, output };
+        let job = Job { table, width, ids, scale, output };
         if tasks <= 2 {
             return gather_rows(&job, 0..ids.len());
         }

@@ -45,7 +45,7 @@ fn wrong_arguments_are_named() {
     let found = error(&table, &[3, 9], DType::F32);
     assert_eq!(found, "embedding: id 9 at index 1 is outside the vocabulary of 9");
     assert!(error(&table, &[3], DType::BF16).contains("compute dtype is BF16"));
-    assert!(error(&table.to_dtype(DType::F64).unwrap(), &[3], DType::F32).contains("`table` is F64"));
+    assert!(error(&table.to_dtype(DType::F64).unwrap(), &[3], DType::F32).contains("`table` has dtype F64"));
     let flat = table.flatten_all().unwrap();
     assert_eq!(error(&flat, &[0], DType::F32), "embedding: `table` is [36], expected [vocab, D]");
 }

@@ -2,27 +2,28 @@
 
 use std::ops::Range;
 
-use candle_core::{DType, Device, Result, Tensor, bail};
-use half::{bf16, f16};
+use candle_core::{Device, Result, Tensor};
 
 use super::RmsNorm;
 use crate::{
-    host::{HostSlice, Output, filled},
+    output::{Output, filled},
     pool,
     simd::{Element, Simd, dispatch},
+    view::{Floats, View},
 };
 
 /// Elements per task: enough to outweigh handing it to another thread.
 const TASK: usize = 16 * 1024;
 
-/// One of the three ops on slices; the norm's weights are `W`.
-struct Job<'a, W> {
+/// One of the three ops on slices.
+struct Job<'a> {
     /// Elements per row.
     width: usize,
+    /// None for [`rms_norm`].
     residual: Option<&'a [f32]>,
     delta: &'a [f32],
     scale: f32,
-    weight: &'a [W],
+    weight: Floats<'a>,
     epsilon: f32,
     weight_offset: f32,
     /// `residual + scale · delta`, of [`add_rms_norm`] only.
@@ -30,20 +31,14 @@ struct Job<'a, W> {
     output: Output<f32>,
 }
 
-/// Calls `$function::<W>(arguments)` with the Rust type of the weights.
-macro_rules! with_weight_type {
-    ($operation:literal, $norm:expr, $function:ident($($argument:expr),*)) => {
-        match $norm.weight.dtype() {
-            DType::F32 => $function::<f32>($($argument),*),
-            DType::BF16 => $function::<bf16>($($argument),*),
-            DType::F16 => $function::<f16>($($argument),*),
-            other => bail!("{}: `weight` is {other:?}, expected F32, BF16 or F16", $operation),
-        }
-    };
-}
-
 pub(super) fn rms_norm(x: &Tensor, norm: &RmsNorm) -> Result<Tensor> {
-    with_weight_type!("rms_norm", norm, rms_norm_with(x, norm))
+    let [delta, weight] = [x, &norm.weight].map(View::new);
+    let delta = delta.f32s("rms_norm: `x`")?;
+    let weight = weight.floats("rms_norm: `weight`")?;
+    let run = |output| each_row(&Job::new(norm, weight, None, delta, 1., None, output), norm_rows);
+    // SAFETY: `norm_rows` writes every row.
+    let output = unsafe { filled(delta.len(), run) };
+    Tensor::from_vec(output, x.shape(), &Device::Cpu)
 }
 
 pub(super) fn add_rms_norm(
@@ -52,83 +47,54 @@ pub(super) fn add_rms_norm(
     scale: f32,
     norm: &RmsNorm,
 ) -> Result<(Tensor, Tensor)> {
-    with_weight_type!("add_rms_norm", norm, add_rms_norm_with(residual, delta, scale, norm))
-}
-
-pub(super) fn rms_norm_add(residual: &Tensor, delta: &Tensor, scale: f32, norm: &RmsNorm) -> Result<Tensor> {
-    with_weight_type!("rms_norm_add", norm, rms_norm_add_with(residual, delta, scale, norm))
-}
-
-fn rms_norm_with<W: Element>(x: &Tensor, norm: &RmsNorm) -> Result<Tensor> {
-    let delta = HostSlice::read(x, "rms_norm", "x")?;
-    let weight = HostSlice::<W>::read(&norm.weight, "rms_norm", "weight")?;
-    // SAFETY: `norm_rows` writes every row.
-    let output = unsafe {
-        filled(delta.len(), |output| {
-            each_row(&job(None, &delta, 1., &weight, norm, None, output), norm_rows::<W>);
-        })
-    };
-    Tensor::from_vec(output, x.shape(), &Device::Cpu)
-}
-
-fn add_rms_norm_with<W: Element>(
-    residual: &Tensor,
-    delta: &Tensor,
-    scale: f32,
-    norm: &RmsNorm,
-) -> Result<(Tensor, Tensor)> {
     let shape = residual.shape();
-    let residual = HostSlice::read(residual, "add_rms_norm", "residual")?;
-    let delta = HostSlice::read(delta, "add_rms_norm", "delta")?;
-    let weight = HostSlice::<W>::read(&norm.weight, "add_rms_norm", "weight")?;
+    let [residual, delta, weight] = [residual, delta, &norm.weight].map(View::new);
+    let residual = Some(residual.f32s("add_rms_norm: `residual`")?);
+    let delta = delta.f32s("add_rms_norm: `delta`")?;
+    let weight = weight.floats("add_rms_norm: `weight`")?;
     let mut normed = Vec::new();
-    // SAFETY: `add_norm_rows` writes every row of both.
-    let sum = unsafe {
-        filled(delta.len(), |sum| {
-            normed = filled(delta.len(), |output| {
-                let job = job(Some(&residual), &delta, scale, &weight, norm, Some(sum), output);
-                each_row(&job, add_norm_rows::<W>);
-            });
-        })
+    let run = |sum| {
+        let run = |output| {
+            each_row(&Job::new(norm, weight, residual, delta, scale, Some(sum), output), add_norm_rows);
+        };
+        // SAFETY: `add_norm_rows` writes every row, of the sum too.
+        normed = unsafe { filled(delta.len(), run) };
     };
+    // SAFETY: as above.
+    let sum = unsafe { filled(delta.len(), run) };
     Ok((Tensor::from_vec(sum, shape, &Device::Cpu)?, Tensor::from_vec(normed, shape, &Device::Cpu)?))
 }
 
-fn rms_norm_add_with<W: Element>(
-    residual: &Tensor,
-    delta: &Tensor,
-    scale: f32,
-    norm: &RmsNorm,
-) -> Result<Tensor> {
+pub(super) fn rms_norm_add(residual: &Tensor, delta: &Tensor, scale: f32, norm: &RmsNorm) -> Result<Tensor> {
     let shape = residual.shape();
-    let residual = HostSlice::read(residual, "rms_norm_add", "residual")?;
-    let delta = HostSlice::read(delta, "rms_norm_add", "delta")?;
-    let weight = HostSlice::<W>::read(&norm.weight, "rms_norm_add", "weight")?;
+    let [residual, delta, weight] = [residual, delta, &norm.weight].map(View::new);
+    let residual = Some(residual.f32s("rms_norm_add: `residual`")?);
+    let delta = delta.f32s("rms_norm_add: `delta`")?;
+    let weight = weight.floats("rms_norm_add: `weight`")?;
+    let run = |output| each_row(&Job::new(norm, weight, residual, delta, scale, None, output), norm_add_rows);
     // SAFETY: `norm_add_rows` writes every row.
-    let output = unsafe {
-        filled(delta.len(), |output| {
-            let job = job(Some(&residual), &delta, scale, &weight, norm, None, output);
-            each_row(&job, norm_add_rows::<W>);
-        })
-    };
+    let output = unsafe { filled(delta.len(), run) };
     Tensor::from_vec(output, shape, &Device::Cpu)
 }
 
-fn job<'a, W>(
-    residual: Option<&'a [f32]>,
-    delta: &'a [f32],
-    scale: f32,
-    weight: &'a [W],
-    norm: &RmsNorm,
-    sum: Option<Output<f32>>,
-    output: Output<f32>,
-) -> Job<'a, W> {
-    let (epsilon, weight_offset) = (norm.epsilon, norm.weight_offset);
-    Job { width: weight.len(), residual, delta, scale, weight, epsilon, weight_offset, sum, output }
+impl<'a> Job<'a> {
+    fn new(
+        norm: &RmsNorm,
+        weight: Floats<'a>,
+        residual: Option<&'a [f32]>,
+        delta: &'a [f32],
+        scale: f32,
+        sum: Option<Output<f32>>,
+        output: Output<f32>,
+    ) -> Self {
+        let width = norm.weight.elem_count();
+        let (epsilon, weight_offset) = (norm.epsilon, norm.weight_offset);
+        Self { width, residual, delta, scale, weight, epsilon, weight_offset, sum, output }
+    }
 }
 
 /// Splits the rows over the pool; a few rows stay on this thread.
-fn each_row<W: Element>(job: &Job<'_, W>, run: impl Fn(&Job<'_, W>, Range<usize>) + Sync) {
+fn each_row(job: &Job<'_>, run: fn(&Job<'_>, Range<usize>)) {
     if job.delta.is_empty() {
         return;
     }
@@ -145,13 +111,13 @@ fn each_row<W: Element>(job: &Job<'_, W>, run: impl Fn(&Job<'_, W>, Range<usize>
 }
 
 dispatch! {
-    fn norm_rows<W: Element>(job: &Job<'_, W>, rows: Range<usize>) = norm_rows_with;
-    fn add_norm_rows<W: Element>(job: &Job<'_, W>, rows: Range<usize>) = add_norm_rows_with;
-    fn norm_add_rows<W: Element>(job: &Job<'_, W>, rows: Range<usize>) = norm_add_rows_with;
+    fn norm_rows(job: &Job<'_>, rows: Range<usize>) = norm_rows_with;
+    fn add_norm_rows(job: &Job<'_>, rows: Range<usize>) = add_norm_rows_with;
+    fn norm_add_rows(job: &Job<'_>, rows: Range<usize>) = norm_add_rows_with;
 }
 
 #[inline(always)]
-fn norm_rows_with<S: Simd, W: Element>(simd: S, job: &Job<'_, W>, rows: Range<usize>) {
+fn norm_rows_with<S: Simd>(simd: S, job: &Job<'_>, rows: Range<usize>) {
     for row in rows {
         let start = row * job.width;
         let x = job.delta[start..start + job.width].as_ptr();
@@ -164,7 +130,7 @@ fn norm_rows_with<S: Simd, W: Element>(simd: S, job: &Job<'_, W>, rows: Range<us
 }
 
 #[inline(always)]
-fn add_norm_rows_with<S: Simd, W: Element>(simd: S, job: &Job<'_, W>, rows: Range<usize>) {
+fn add_norm_rows_with<S: Simd>(simd: S, job: &Job<'_>, rows: Range<usize>) {
     let residual = job.residual.expect("`add_rms_norm` sets it");
     let sum = job.sum.expect("`add_rms_norm` sets it");
     for row in rows {
@@ -188,7 +154,7 @@ fn add_norm_rows_with<S: Simd, W: Element>(simd: S, job: &Job<'_, W>, rows: Rang
 }
 
 #[inline(always)]
-fn norm_add_rows_with<S: Simd, W: Element>(simd: S, job: &Job<'_, W>, rows: Range<usize>) {
+fn norm_add_rows_with<S: Simd>(simd: S, job: &Job<'_>, rows: Range<usize>) {
     let residual = job.residual.expect("`rms_norm_add` sets it");
     for row in rows {
         let start = row * job.width;
@@ -204,7 +170,7 @@ fn norm_add_rows_with<S: Simd, W: Element>(simd: S, job: &Job<'_, W>, rows: Rang
     }
 }
 
-fn factor<W>(job: &Job<'_, W>, square_sum: f32) -> f32 {
+fn factor(job: &Job<'_>, square_sum: f32) -> f32 {
     1. / (square_sum / job.width as f32 + job.epsilon).sqrt()
 }
 
@@ -233,17 +199,29 @@ unsafe fn square_sum<S: Simd>(simd: S, x: *const f32, width: usize) -> f32 {
 
 /// `output = x · factor · (weight + offset)`
 #[inline(always)]
-unsafe fn scale_row<S: Simd, W: Element>(
+unsafe fn scale_row<S: Simd>(simd: S, job: &Job<'_>, x: *const f32, factor: f32, output: *mut f32) {
+    // SAFETY: the caller's promise: `width` floats behind `x` and `output`; `weight` has that length too.
+    unsafe {
+        match job.weight {
+            Floats::F32(weight) => scale_row_by(simd, job, x, factor, weight.as_ptr(), output),
+            Floats::Bf16(weight) => scale_row_by(simd, job, x, factor, weight.as_ptr(), output),
+            Floats::F16(weight) => scale_row_by(simd, job, x, factor, weight.as_ptr(), output),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn scale_row_by<S: Simd, W: Element>(
     simd: S,
-    job: &Job<'_, W>,
+    job: &Job<'_>,
     x: *const f32,
     factor: f32,
+    weight: *const W,
     output: *mut f32,
 ) {
     let (factor, offset) = (simd.splat(factor), simd.splat(job.weight_offset));
     let whole = job.width - job.width % S::LANES;
-    let weight = job.weight.as_ptr();
-    // SAFETY: the caller's promise: `width` floats behind `x` and `output`; `weight` has that length too.
+    // SAFETY: as above.
     unsafe {
         for column in (0..whole).step_by(S::LANES) {
             let scaled = simd.mul(simd.load(x.add(column)), factor);

@@ -102,9 +102,9 @@ fn wrong_arguments_are_named() {
     assert!(add_rms_norm(&x, &delta, 1., &norm).is_err());
 
     let half = x.to_dtype(DType::F16).unwrap();
-    assert_eq!(message(rms_norm(&half, &norm)), "rms_norm: `x` is F16, expected F32 on the CPU");
+    assert_eq!(message(rms_norm(&half, &norm)), "rms_norm: `x` has dtype f16; on the CPU it must be f32");
     let transposed = random(1, (8, 3), DType::F32).t().unwrap();
-    assert!(message(rms_norm(&transposed, &norm)).contains("`x` [3, 8] has the strides [1, 3]"));
+    assert!(message(rms_norm(&transposed, &norm)).contains("`x` must be contiguous; its shape is [3, 8]"));
     let double = RmsNorm { weight: norm.weight.to_dtype(DType::F64).unwrap(), ..norm };
-    assert_eq!(message(rms_norm(&x, &double)), "rms_norm: `weight` is F64, expected F32, BF16 or F16");
+    assert_eq!(message(rms_norm(&x, &double)), "rms_norm: `weight` has dtype F64; use f32, bf16 or f16");
 }

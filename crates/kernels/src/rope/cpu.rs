@@ -6,9 +6,10 @@ use candle_core::{Device, Result, Tensor};
 
 use super::Rotation;
 use crate::{
-    host::{HostSlice, Output, filled},
+    output::{Output, filled},
     pool,
     simd::{Simd, dispatch},
+    view::View,
 };
 
 /// Elements per task: enough to outweigh handing it to another thread.
@@ -28,13 +29,13 @@ struct Job<'a> {
 pub(super) fn rope(x: &Tensor, rotation: &Rotation) -> Result<Tensor> {
     let (rows, heads, head_dim) = x.dims3()?;
     let (_rows, half) = rotation.cos.dims2()?;
-    let elements = HostSlice::read(x, "rope", "x")?;
-    let cos = HostSlice::read(&rotation.cos, "rope", "cos")?;
-    let sin = HostSlice::read(&rotation.sin, "rope", "sin")?;
+    let [elements, cos, sin] = [x, &rotation.cos, &rotation.sin].map(View::new);
+    let elements = elements.f32s("rope: `x`")?;
+    let (cos, sin) = (cos.f32s("rope: `cos`")?, sin.f32s("rope: `sin`")?);
     let rows_per_task = (TASK / (heads * head_dim).max(1)).max(1);
     let tasks = rows.div_ceil(rows_per_task);
     let run = |output| {
-        let job = Job { heads, head_dim, half, x: &elements, cos: &cos, sin: &sin, output };
+        let job = Job { heads, head_dim, half, x: elements, cos, sin, output };
         if tasks <= 2 {
             return rotate_rows(&job, 0..rows);
         }

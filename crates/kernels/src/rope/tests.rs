@@ -61,5 +61,5 @@ fn wrong_arguments_are_named() {
     let flat = x.reshape((3, 16)).unwrap();
     assert_eq!(error(&flat, &rotation(3, 4)), "rope: `x` is [3, 16], expected [rows, heads, D]");
     let half = x.to_dtype(DType::BF16).unwrap();
-    assert_eq!(error(&half, &rotation(3, 4)), "rope: `x` is BF16, expected F32 on the CPU");
+    assert_eq!(error(&half, &rotation(3, 4)), "rope: `x` has dtype bf16; on the CPU it must be f32");
 }

@@ -14,7 +14,7 @@ use crate::{
     Error, Result,
     cache::KvCache,
     language_model::LanguageModel,
-    model::{LogitsFor, SequenceInput},
+    model::{LogitsFor, SequenceInput, rope::RopeSpec},
     text::Detokenizer,
 };
 
@@ -213,7 +213,7 @@ impl Engine {
         };
         let Some(prefix) = self.prefixes.iter().max_by_key(|prefix| common(prefix)) else { return fresh };
         let shared = common(prefix);
-        let length_matters = model.spec().ropes.iter().any(|rope| rope.depends_on_length());
+        let length_matters = model.spec().ropes.iter().any(RopeSpec::depends_on_length);
         let mut fork = prefix.cache.fork();
         if shared == 0 || length_matters || fork.truncate(shared).is_err() {
             return fresh;

@@ -9,7 +9,7 @@ use super::{
     LocalTime, TextError,
     config::TokenizerConfig,
     jinja::{self, GENERATION_END, GENERATION_START, from_json},
-    read_optional_object, read_optional_text,
+    read_optional_object, read_optional_text, without_panic,
 };
 
 /// Added to the last message when it is to be continued, and cut off again with all that follows.
@@ -19,6 +19,9 @@ const CONTINUE_MARK: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 const REASONING_FIELDS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// The chat templates of a model, ready to render what transformers' `apply_chat_template` renders.
+///
+/// A template is a program that comes with the model. One that runs without end is stopped, but the memory that a
+/// hostile one takes is not bounded.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
@@ -144,13 +147,13 @@ impl ChatTemplate {
     ) -> Result<Self, TextError> {
         let mut environment = jinja::environment();
         for (name, source) in &sources {
-            environment.add_template_owned(name.clone(), jinja::rewrite(source)).map_err(|error| {
-                TextError::TemplateSyntax {
-                    name: name.clone(),
-                    line: error.line().unwrap_or(0),
-                    reason: reason_of(&error),
-                }
-            })?;
+            let syntax = |line, reason| TextError::TemplateSyntax { name: name.clone(), line, reason };
+            let rewritten =
+                jinja::rewrite(source).map_err(|error| syntax(error.line, error.reason.to_owned()))?;
+            let compiled = without_panic(|| environment.add_template_owned(name.clone(), rewritten));
+            compiled
+                .ok_or_else(|| internal(name))?
+                .map_err(|error| syntax(error.line().unwrap_or(0), reason_of(&error)))?;
         }
         let single = sources.len() == 1 && sources.contains_key("default");
         Ok(Self { environment, single, sources, special_tokens })
@@ -231,7 +234,8 @@ impl ChatTemplate {
             .environment
             .get_template(prepared.name)
             .map_err(|error| render_error(prepared.name, &error))?;
-        template.render(Value::from(context)).map_err(|error| render_error(prepared.name, &error))
+        let rendered = without_panic(|| template.render(Value::from(context)));
+        rendered.ok_or_else(|| internal(prepared.name))?.map_err(|error| render_error(prepared.name, &error))
     }
 }
 
@@ -349,6 +353,11 @@ fn take_marks(marked: &str) -> (String, Vec<Range<usize>>) {
         }
     }
     (text, spans)
+}
+
+fn internal(name: &str) -> TextError {
+    let reason = "the template engine failed inside; simplify the template".to_owned();
+    TextError::TemplateRender { name: name.to_owned(), line: 0, reason }
 }
 
 fn render_error(name: &str, error: &Error) -> TextError {

@@ -5,9 +5,13 @@ mod config;
 mod decode_stages;
 mod detokenizer;
 mod jinja;
+mod precheck;
 mod tokenizer;
 
-use std::path::{Path, PathBuf};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+};
 
 pub use chat_template::{ChatInput, ChatTemplate};
 pub use detokenizer::Detokenizer;
@@ -92,6 +96,11 @@ pub enum TextError {
         /// What is wrong, and what to do.
         reason: String,
     },
+}
+
+/// Runs a call into a library that may panic on malformed files from outside; `None` if it did.
+fn without_panic<T>(call: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(call)).ok()
 }
 
 /// Reads a whole file that must exist.

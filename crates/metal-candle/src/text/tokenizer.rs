@@ -4,14 +4,11 @@
 //! `add_bos_token` and `add_eos_token` of the config are ignored, and so are truncation and padding. Decoding is what
 //! the tokenizer's own decoder gives; `clean_up_tokenization_spaces` is not applied.
 
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
-};
+use std::path::Path;
 
 use tokenizers::{AddedToken, Decoder, DecoderWrapper};
 
-use super::{TextError, config::TokenizerConfig, read_bytes};
+use super::{TextError, config::TokenizerConfig, precheck, read_bytes, without_panic};
 
 /// Turns text into token ids and back. Immutable; share it through an `Arc`.
 #[derive(Debug)]
@@ -125,7 +122,8 @@ impl Tokenizer {
 
     fn build(bytes: &[u8], config: TokenizerConfig) -> Result<Self, String> {
         let advice = "download the file again, or write it anew with the tokenizers library";
-        let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(bytes))
+        let mut inner = precheck::check(bytes)
+            .and_then(|()| guarded(|| tokenizers::Tokenizer::from_bytes(bytes)))
             .map_err(|reason| format!("not a tokenizer that can be used: {reason}; {advice}"))?;
         guarded(|| inner.with_truncation(None).map(|_| ()))?;
         inner.with_padding(None);
@@ -154,9 +152,8 @@ fn missing_tokens(inner: &tokenizers::Tokenizer, config: &TokenizerConfig) -> Ve
 
 /// Runs a call into the tokenizers crate. That crate panics on some malformed files; here that is an error.
 pub(super) fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("the tokenizer file has parts that do not fit together".to_owned()),
+    match without_panic(call) {
+        Some(result) => result.map_err(|error| error.to_string()),
+        None => Err("the tokenizer file has parts that do not fit together".to_owned()),
     }
 }

@@ -1,194 +1,38 @@
 //! One item: a few panels against a range of keys.
 //!
-//! The lanes of all score vectors are query rows, so softmax needs no sums across lanes.
+//! The lanes of all score vectors are query rows, so softmax needs no sums across lanes. A head's keys and
+//! values are used where they lie if one panel reads them, and rearranged first if several do.
 //! D: head size; W: the rows of a panel, rounded up to whole vectors.
 
 use std::ops::Range;
 
-use super::plan::{Extent, Item, PANEL, PANELS_PER_ITEM, Panel};
-use super::product::{self, Product};
+use super::{
+    call::Call,
+    plan::{Item, PANELS_PER_ITEM, Panel},
+    product::{self, Product},
+    work::{BLOCK, PACKED_KEYS, State, Work},
+};
 use crate::{
-    attention::AttentionParams,
-    host::Output,
+    linear::microkernel::{Left, pack},
     simd::{Simd, dispatch, math},
 };
 
-/// Keys between two updates of the running maximum: their scores stay in the first-level cache.
-const BLOCK: usize = 64;
-
-/// How many keys ahead memory is asked for, when each key is read only once.
+/// Keys and values of so many positions are asked for before they are used, if they are used once.
 const AHEAD: usize = 32;
 
-/// Keys between two such requests.
+/// Keys scored between two such requests.
 const STRIDE: usize = 8;
-
-/// The arguments of a call.
-pub(super) struct Call<'a> {
-    /// `[rows, H, D]`
-    pub(super) queries: &'a [f32],
-    pub(super) heads: usize,
-    pub(super) head_dim: usize,
-    pub(super) params: AttentionParams,
-    pub(super) segments: Vec<Cached<'a>>,
-    /// `[rows, H, D]`
-    pub(super) output: Output<f32>,
-    /// See [`Item::partial`].
-    pub(super) partials: Output<f32>,
-}
-
-/// A segment and its cache.
-pub(super) struct Cached<'a> {
-    pub(super) extent: Extent,
-    /// Its first row in the batch.
-    pub(super) first_row: usize,
-    /// Positions per chunk.
-    pub(super) length: usize,
-    /// Keys and values, each `[length, G, D]`.
-    pub(super) chunks: Vec<[&'a [f32]; 2]>,
-}
-
-/// Keys and values of consecutive positions inside one chunk.
-struct Piece<'a> {
-    /// How many of the keys asked for come before.
-    first: usize,
-    count: usize,
-    /// `[count, G, D]`
-    keys: &'a [f32],
-    /// `[count, G, D]`
-    values: &'a [f32],
-}
-
-impl<'a> Cached<'a> {
-    /// The pieces that hold the `wanted` positions; `row` is `G · D`.
-    fn pieces(&self, wanted: Range<usize>, row: usize) -> impl Iterator<Item = Piece<'a>> {
-        let mut next = wanted.start;
-        std::iter::from_fn(move || {
-            if next >= wanted.end {
-                return None;
-            }
-            let within = (next - self.extent.start) % self.length;
-            let [keys, values] = self.chunks[(next - self.extent.start) / self.length];
-            let count = (wanted.end - next).min(self.length - within);
-            let range = within * row..(within + count) * row;
-            let first = next - wanted.start;
-            next += count;
-            Some(Piece { first, count, keys: &keys[range.clone()], values: &values[range] })
-        })
-    }
-}
-
-impl Call<'_> {
-    /// Where a row of a panel lies in the queries and in the output.
-    pub(super) fn offset(&self, segment: &Cached<'_>, panel: &Panel, row: usize) -> usize {
-        let share = segment.extent.share;
-        let (token, head) = ((panel.first + row) / share, (panel.first + row) % share);
-        ((segment.first_row + token) * self.heads + panel.group * share + head) * self.head_dim
-    }
-}
-
-/// Working memory of a thread.
-pub(super) struct Scratch(Vec<CacheLine>);
-
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct CacheLine([f32; 16]);
-
-impl Scratch {
-    pub(super) const fn new() -> Self {
-        Self(Vec::new())
-    }
-
-    fn at_least(&mut self, floats: usize) -> *mut f32 {
-        let lines = floats.div_ceil(16);
-        if self.0.len() < lines {
-            self.0.resize(lines, CacheLine([0.; 16]));
-        }
-        self.0.as_mut_ptr().cast()
-    }
-}
-
-/// What an item works with: its segment and its places in the scratch memory.
-struct Work<'a> {
-    call: &'a Call<'a>,
-    segment: &'a Cached<'a>,
-    /// D rounded up to whole vectors.
-    padded: usize,
-    /// `[BLOCK, W]`: scores, then softmax weights.
-    scores: *mut f32,
-    /// `[W]`: what the sums so far are multiplied with because the maximum rose.
-    factors: *mut f32,
-    /// `[BLOCK, padded]`: a head's values, if `copies`.
-    values: *mut f32,
-    /// Whether several panels read a head's keys and values.
-    shares: bool,
-    /// Whether values are copied: to be read close together by several panels, or as whole vectors.
-    copies: bool,
-    states: [State; PANELS_PER_ITEM],
-}
-
-/// The running results of a panel.
-#[derive(Clone, Copy)]
-struct State {
-    /// `[D, W]`: the scaled queries.
-    queries: *mut f32,
-    /// `[rows, padded]`: the weighted sums of values.
-    mixed: *mut f32,
-    /// `[W]`: the largest scores.
-    maxima: *mut f32,
-    /// `[W]`: the sums of weights.
-    totals: *mut f32,
-}
-
-impl<'a> Work<'a> {
-    fn new(call: &'a Call<'a>, item: &Item, scratch: &mut Scratch, lanes: usize) -> Self {
-        let padded = call.head_dim.next_multiple_of(lanes);
-        let lengths = [PANEL * call.head_dim, PANEL * padded, PANEL, PANEL];
-        let per_panel: usize = lengths.iter().sum();
-        // Room for every panel, whatever the item has: the memory is kept.
-        let shared = BLOCK * PANEL + PANEL + BLOCK * padded.next_multiple_of(16);
-        let start = scratch.at_least(shared + PANELS_PER_ITEM * per_panel);
-        let at = |offset| start.wrapping_add(offset);
-        let state = |index| {
-            let first = shared + index * per_panel;
-            let [queries, mixed, maxima, _] = lengths;
-            State {
-                queries: at(first),
-                mixed: at(first + queries),
-                maxima: at(first + queries + mixed),
-                totals: at(first + queries + mixed + maxima),
-            }
-        };
-        let segment = &call.segments[item.segment];
-        let shares = segment.extent.panels_per_group() > 1;
-        Self {
-            call,
-            segment,
-            shares,
-            copies: shares || padded != call.head_dim,
-            padded,
-            scores: at(0),
-            factors: at(BLOCK * PANEL),
-            values: at(BLOCK * PANEL + PANEL),
-            states: std::array::from_fn(state),
-        }
-    }
-
-    /// Floats from one position's keys or values to the next one's.
-    fn row(&self) -> usize {
-        self.segment.extent.groups * self.call.head_dim
-    }
-}
 
 dispatch! {
     /// Writes the item's rows of the output, or its partial results.
     ///
     /// # Safety
     /// The call's shapes were checked, the item is of its plan, and nobody else uses what it writes.
-    pub(super) unsafe fn run_item(call: &Call<'_>, item: &Item, scratch: &mut Scratch) = run_item_with;
+    pub(super) unsafe fn run_item(call: &Call<'_>, item: &Item, scratch: &mut [f32]) = run_item_with;
 }
 
 #[inline(always)]
-unsafe fn run_item_with<S: Simd>(simd: S, call: &Call<'_>, item: &Item, scratch: &mut Scratch) {
+unsafe fn run_item_with<S: Simd>(simd: S, call: &Call<'_>, item: &Item, scratch: &mut [f32]) {
     let work = Work::new(call, item, scratch, S::LANES);
     let extent = &work.segment.extent;
     let count = item.panels.len();
@@ -199,16 +43,17 @@ unsafe fn run_item_with<S: Simd>(simd: S, call: &Call<'_>, item: &Item, scratch:
         for (panel, state) in panels.iter().zip(&work.states).take(count) {
             begin(simd, &work, panel, state);
         }
-        for start in item.keys.clone().step_by(BLOCK) {
-            let block = start..item.keys.end.min(start + BLOCK);
+        let length = if work.shares { BLOCK } else { AHEAD };
+        for start in item.keys.clone().step_by(length) {
+            let block = start..item.keys.end.min(start + length);
             let mut copied = None;
             for (panel, state) in panels.iter().zip(&work.states).take(count) {
                 let keys = block.start.max(panel.visible.start)..block.end.min(panel.visible.end);
                 if keys.is_empty() {
                     continue;
                 }
-                if work.copies && copied != Some(panel.group) {
-                    copy_values(simd, &work, panel.group, block.clone());
+                if copied != Some(panel.group) {
+                    copy(simd, &work, panel.group, block.clone());
                     copied = Some(panel.group);
                 }
                 advance(simd, &work, panel, state, keys, block.start);
@@ -260,28 +105,36 @@ unsafe fn begin<S: Simd>(simd: S, work: &Work<'_>, panel: &Panel, state: &State)
     }
 }
 
-/// Copies a block of values of one head; the copy's rows are padded with zeros.
+/// Packs a block of keys and copies its values, as far as that is wanted.
 #[inline(always)]
-unsafe fn copy_values<S: Simd>(simd: S, work: &Work<'_>, group: usize, block: Range<usize>) {
+unsafe fn copy<S: Simd>(simd: S, work: &Work<'_>, group: usize, block: Range<usize>) {
     let head_dim = work.call.head_dim;
-    for piece in work.segment.pieces(block, work.row()) {
-        for key in 0..piece.count {
-            let start = key * work.row() + group * head_dim;
-            let from = piece.values[start..start + head_dim].as_ptr();
-            // SAFETY: the slice bounds above; the copy has room for a block.
-            unsafe {
-                let to = work.values.add((piece.first + key) * work.padded);
-                for column in (0..head_dim).step_by(S::LANES) {
-                    let count = S::LANES.min(head_dim - column);
-                    simd.store(to.add(column), simd.load_first(from.add(column), count));
+    for piece in work.segment.pieces(block, work.row) {
+        // SAFETY: the piece has `count` keys and values; the copies have room for a block.
+        unsafe {
+            if work.shares {
+                for key in (0..piece.count).step_by(S::LANES) {
+                    let from = piece.keys[key * work.row + group * head_dim..].as_ptr();
+                    let (rows, to) = (S::LANES.min(piece.count - key), work.keys.add(piece.first + key));
+                    pack(simd, from, work.row, rows, head_dim, to, PACKED_KEYS);
+                }
+            }
+            if work.copies_values {
+                for key in 0..piece.count {
+                    let from = piece.values[key * work.row + group * head_dim..][..head_dim].as_ptr();
+                    let to = work.values.add((piece.first + key) * work.padded);
+                    for column in (0..head_dim).step_by(S::LANES) {
+                        let count = S::LANES.min(head_dim - column);
+                        simd.store(to.add(column), simd.load_first(from.add(column), count));
+                    }
                 }
             }
         }
     }
 }
 
-/// Takes at most [`BLOCK`] keys into account, all seen by at least one row. Copied values begin with the
-/// key `copied_from`.
+/// Takes at most [`BLOCK`] keys into account, all seen by at least one row. Copies begin with the key
+/// `copied_from`.
 #[inline(always)]
 unsafe fn advance<S: Simd>(
     simd: S,
@@ -294,7 +147,7 @@ unsafe fn advance<S: Simd>(
     let width = panel.rows.next_multiple_of(S::LANES);
     // SAFETY: the caller's promise.
     unsafe {
-        score(simd, work, panel, state, keys.clone(), width);
+        score(simd, work, panel, state, keys.clone(), copied_from);
         if let Some(cap) = work.call.params.soft_cap {
             for index in (0..keys.len() * width).step_by(S::LANES) {
                 let bent = math::tanh(simd, simd.load(work.scores.add(index)));
@@ -302,8 +155,13 @@ unsafe fn advance<S: Simd>(
             }
         }
         mask(work, panel, &keys, width);
+        // Where there are no more values, something that is in cache anyway.
+        let mut ahead = [state.queries.cast_const(); BLOCK];
+        if !work.shares {
+            values_ahead(work, panel, keys.end, &mut ahead);
+        }
         for lane in (0..width).step_by(S::LANES) {
-            softmax(simd, work, state, keys.len(), width, lane);
+            softmax(simd, work, state, keys.len(), width, lane, &ahead);
         }
         for row in 0..panel.rows {
             let factor = *work.factors.add(row);
@@ -326,49 +184,65 @@ unsafe fn score<S: Simd>(
     panel: &Panel,
     state: &State,
     keys: Range<usize>,
-    width: usize,
+    copied_from: usize,
 ) {
-    let head = panel.group * work.call.head_dim;
-    let stride = if work.shares { BLOCK } else { STRIDE };
-    for piece in work.segment.pieces(keys.clone(), work.row()) {
-        for key in (0..piece.count).step_by(stride) {
-            if !work.shares && state.queries == work.states[0].queries {
-                prefetch(simd, work, head, keys.start + piece.first + key + AHEAD);
-            }
+    let (width, head_dim) = (panel.rows.next_multiple_of(S::LANES), work.call.head_dim);
+    let product = Product {
+        a: Left {
+            start: work.keys.wrapping_add(keys.start - copied_from),
+            row_stride: 1,
+            step_stride: PACKED_KEYS,
+        },
+        b: (state.queries, width),
+        c: (work.scores, width),
+        rows: keys.len(),
+        columns: width,
+        steps: head_dim,
+        adds: false,
+    };
+    if work.shares {
+        // SAFETY: the caller's promise: these keys were packed.
+        return unsafe { product::multiply(simd, &product) };
+    }
+    let group = panel.group * head_dim;
+    for piece in work.segment.pieces(keys.clone(), work.row) {
+        for key in (0..piece.count).step_by(STRIDE) {
+            prefetch_keys(simd, work, panel, keys.start + piece.first + key + AHEAD);
             // SAFETY: the piece has `count` keys; the scores have room for a block.
             unsafe {
-                let product = Product {
-                    a: piece.keys.as_ptr().add(key * work.row() + head),
-                    a_stride: work.row(),
-                    b: state.queries,
-                    b_stride: width,
-                    c: work.scores.add((piece.first + key) * width),
-                    c_stride: width,
-                    rows: stride.min(piece.count - key),
-                    columns: width,
-                    steps: work.call.head_dim,
-                };
-                product::multiply(simd, &product);
+                let start = piece.keys.as_ptr().add(key * work.row + group);
+                let a = Left { start, row_stride: work.row, step_stride: 1 };
+                let c = (work.scores.add((piece.first + key) * width), width);
+                let rows = STRIDE.min(piece.count - key);
+                product::multiply(simd, &Product { a, c, rows, ..product });
             }
         }
     }
 }
 
-/// Asks for [`STRIDE`] keys and values of one head.
+/// Asks for [`STRIDE`] keys.
 #[inline(always)]
-fn prefetch<S: Simd>(simd: S, work: &Work<'_>, head: usize, position: usize) {
-    let end = work.segment.extent.end.min(position + STRIDE);
-    for piece in work.segment.pieces(position..end, work.row()) {
+fn prefetch_keys<S: Simd>(simd: S, work: &Work<'_>, panel: &Panel, position: usize) {
+    let head_dim = work.call.head_dim;
+    let end = panel.visible.end.min(position + STRIDE);
+    for piece in work.segment.pieces(position..end, work.row) {
         for key in 0..piece.count {
-            let start = key * work.row() + head;
-            let range = start..start + work.row();
-            let (keys, values) = (&piece.keys[range.clone()], &piece.values[range]);
-            for column in (0..work.row()).step_by(16) {
-                simd.prefetch(keys.as_ptr().wrapping_add(column));
+            let keys = &piece.keys[key * work.row + panel.group * head_dim..][..head_dim];
+            for line in keys.chunks(16) {
+                simd.prefetch(line.as_ptr());
             }
-            for column in (0..work.row()).step_by(16) {
-                simd.prefetch(values.as_ptr().wrapping_add(column));
-            }
+        }
+    }
+}
+
+/// The addresses of the next values, from a position on.
+fn values_ahead(work: &Work<'_>, panel: &Panel, position: usize, ahead: &mut [*const f32; BLOCK]) {
+    let end = panel.visible.end.min(position + AHEAD);
+    for piece in work.segment.pieces(position..end, work.row) {
+        let places = &mut ahead[piece.first..piece.first + piece.count];
+        let values = piece.values[panel.group * work.call.head_dim..].chunks(work.row);
+        for (place, values) in places.iter_mut().zip(values) {
+            *place = values.as_ptr();
         }
     }
 }
@@ -384,29 +258,26 @@ unsafe fn mix<S: Simd>(
     copied_from: usize,
 ) {
     let width = panel.rows.next_multiple_of(S::LANES);
-    let mut product = Product {
-        a: work.scores,
-        a_stride: width,
-        b: work.values.wrapping_add((keys.start - copied_from) * work.padded),
-        b_stride: work.padded,
-        c: state.mixed,
-        c_stride: work.padded,
+    let product = Product {
+        a: Left { start: work.scores, row_stride: 1, step_stride: width },
+        b: (work.values.wrapping_add((keys.start - copied_from) * work.padded), work.padded),
+        c: (state.mixed, work.padded),
         rows: panel.rows,
         columns: work.padded,
         steps: keys.len(),
+        adds: true,
     };
-    if work.copies {
+    if work.copies_values {
         // SAFETY: the caller's promise: the values of these keys were copied.
-        return unsafe { product::add_transposed(simd, &product) };
+        return unsafe { product::multiply(simd, &product) };
     }
-    for piece in work.segment.pieces(keys, work.row()) {
+    for piece in work.segment.pieces(keys, work.row) {
+        let values = piece.values[panel.group * work.call.head_dim..].as_ptr();
         // SAFETY: the piece has `count` values, and D is a whole number of vectors.
         unsafe {
-            product.a = work.scores.add(piece.first * width);
-            product.b = piece.values.as_ptr().add(panel.group * work.call.head_dim);
-            product.b_stride = work.row();
-            product.steps = piece.count;
-            product::add_transposed(simd, &product);
+            let a = Left { start: work.scores.add(piece.first * width), ..product.a };
+            let (b, steps) = ((values, work.row), piece.count);
+            product::multiply(simd, &Product { a, b, steps, ..product });
         }
     }
 }
@@ -430,9 +301,17 @@ unsafe fn mask(work: &Work<'_>, panel: &Panel, keys: &Range<usize>, width: usize
     }
 }
 
-/// Turns one vector of rows' scores into weights relative to the new maxima.
+/// Turns one vector of rows' scores into weights relative to the new maxima; meanwhile asks for values.
 #[inline(always)]
-unsafe fn softmax<S: Simd>(simd: S, work: &Work<'_>, state: &State, keys: usize, width: usize, lane: usize) {
+unsafe fn softmax<S: Simd>(
+    simd: S,
+    work: &Work<'_>,
+    state: &State,
+    keys: usize,
+    width: usize,
+    lane: usize,
+    ahead: &[*const f32; BLOCK],
+) {
     // SAFETY: the caller's promise: `keys` vectors of scores and one of everything else.
     unsafe {
         let scores = work.scores.add(lane);
@@ -451,7 +330,13 @@ unsafe fn softmax<S: Simd>(simd: S, work: &Work<'_>, state: &State, keys: usize,
         let new = simd.max(simd.max(maxima[0], maxima[1]), simd.max(maxima[2], maxima[3]));
         let factor = math::exp(simd, simd.sub(old, new));
         let mut total = simd.mul(simd.load(state.totals.add(lane)), factor);
-        for key in 0..keys {
+        for (key, values) in ahead.iter().enumerate().take(keys) {
+            if lane == 0 && !work.shares {
+                // Spread over this loop, requests wait less for each other.
+                for column in (0..work.call.head_dim).step_by(16) {
+                    simd.prefetch(values.wrapping_add(column));
+                }
+            }
             let score = scores.add(key * width);
             let weight = math::exp(simd, simd.sub(simd.load(score), new));
             simd.store(score, weight);

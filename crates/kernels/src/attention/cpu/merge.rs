@@ -1,7 +1,9 @@
 //! Joins the partial results of the ranges of keys of one panel.
 
-use super::kernel::Call;
-use super::plan::{ITEMS_PER_SEGMENT, Merge};
+use super::{
+    call::Call,
+    plan::{ITEMS_PER_SEGMENT, Merge},
+};
 use crate::simd::{Simd, dispatch};
 
 dispatch! {

@@ -1,154 +1,129 @@
-//! The two matrix products of attention, on small matrices that stay in cache.
+//! Matrix products on small matrices that stay in cache.
 //!
-//! Both take scalars of `a` times vectors of `b`, so neither keys nor values are ever rearranged: keys and
-//! softmax weights are read one number at a time, queries and values by vectors.
+//! Scalars of `a` times vectors of `b`: keys are read one number at a time and queries by vectors, then
+//! softmax weights one at a time and values by vectors. So few rows need nothing rearranged.
 
-use crate::simd::Simd;
+use crate::{
+    linear::microkernel::{self, Left},
+    simd::Simd,
+};
 
-/// `c [rows, columns] = Σ_step a · b [steps, columns]`; strides count floats.
+/// `c [rows, columns] (+)= a [rows, steps] · b [steps, columns]`
 #[derive(Clone, Copy)]
 pub(super) struct Product {
-    pub(super) a: *const f32,
-    pub(super) a_stride: usize,
-    pub(super) b: *const f32,
-    pub(super) b_stride: usize,
-    pub(super) c: *mut f32,
-    pub(super) c_stride: usize,
+    pub(super) a: Left,
+    /// The first element, and floats from one row to the next.
+    pub(super) b: (*const f32, usize),
+    pub(super) c: (*mut f32, usize),
     pub(super) rows: usize,
     /// A multiple of the vector's lanes.
     pub(super) columns: usize,
     pub(super) steps: usize,
+    /// Adds to `c` instead of overwriting it.
+    pub(super) adds: bool,
 }
 
-/// `c = a · b` with `a [rows, steps]`.
-///
 /// # Safety
 /// The matrices lie in readable (`c`: writable) memory, and `c` overlaps neither of the others.
 #[inline(always)]
 pub(super) unsafe fn multiply<S: Simd>(simd: S, product: &Product) {
-    // SAFETY: the caller's promise.
-    unsafe { all_tiles::<S, false>(simd, product) }
-}
-
-/// `c += aᵀ · b` with `a [steps, rows]`.
-///
-/// # Safety
-/// As for [`multiply`].
-#[inline(always)]
-pub(super) unsafe fn add_transposed<S: Simd>(simd: S, product: &Product) {
-    // SAFETY: the caller's promise.
-    unsafe { all_tiles::<S, true>(simd, product) }
-}
-
-/// Cuts `c` into tiles whose sums fit into registers.
-#[inline(always)]
-unsafe fn all_tiles<S: Simd, const TRANSPOSED: bool>(simd: S, product: &Product) {
     let mut column = 0;
-    // SAFETY: the tiles lie within `c`.
-    unsafe {
-        while column < product.columns {
-            let vectors = (product.columns - column) / S::LANES;
-            if vectors >= 4 && product.rows <= 4 && S::REGISTERS >= 32 {
-                rows_of_tiles::<S, TRANSPOSED, 4>(simd, product, column);
-                column += 4 * S::LANES;
-            } else if vectors >= 2 {
-                rows_of_tiles::<S, TRANSPOSED, 2>(simd, product, column);
-                column += 2 * S::LANES;
-            } else {
-                rows_of_tiles::<S, TRANSPOSED, 1>(simd, product, column);
-                column += S::LANES;
-            }
+    while column < product.columns {
+        let vectors = (product.columns - column) / S::LANES;
+        let vectors =
+            if vectors >= 4 && product.rows <= 4 && S::REGISTERS >= 32 { 4 } else { vectors.min(2) };
+        let highest = match vectors {
+            4 => 4,
+            2 => microkernel::tile_rows::<S>(),
+            _ => 8,
+        };
+        let tiles = product.rows.div_ceil(highest);
+        let mut row = 0;
+        for tile in 0..tiles {
+            // Heights as equal as possible.
+            let height = (product.rows - row).div_ceil(tiles - tile);
+            // SAFETY: the tiles lie within `c`.
+            unsafe { one_tile(simd, product, row, column, height, vectors) };
+            row += height;
         }
+        column += vectors * S::LANES;
     }
 }
 
-/// All tiles below one another, of heights as equal as possible.
+/// # Safety
+/// As for [`multiply`]; the tile lies within `c`.
 #[inline(always)]
-unsafe fn rows_of_tiles<S: Simd, const TRANSPOSED: bool, const VECTORS: usize>(
-    simd: S,
-    product: &Product,
-    column: usize,
-) {
-    let highest = if VECTORS == 4 {
-        4
-    } else if S::REGISTERS >= 32 {
-        8
-    } else {
-        6
-    };
-    let tiles = product.rows.div_ceil(highest);
-    let mut row = 0;
-    for tile in 0..tiles {
-        let height = (product.rows - row).div_ceil(tiles - tile);
-        // SAFETY: the caller's promise.
-        unsafe {
-            match height {
-                1 => one_tile::<S, TRANSPOSED, 1, VECTORS>(simd, product, row, column),
-                2 => one_tile::<S, TRANSPOSED, 2, VECTORS>(simd, product, row, column),
-                3 => one_tile::<S, TRANSPOSED, 3, VECTORS>(simd, product, row, column),
-                4 => one_tile::<S, TRANSPOSED, 4, VECTORS>(simd, product, row, column),
-                5 if VECTORS < 4 => one_tile::<S, TRANSPOSED, 5, VECTORS>(simd, product, row, column),
-                6 if VECTORS < 4 => one_tile::<S, TRANSPOSED, 6, VECTORS>(simd, product, row, column),
-                7 if VECTORS < 4 => one_tile::<S, TRANSPOSED, 7, VECTORS>(simd, product, row, column),
-                8 if VECTORS < 4 => one_tile::<S, TRANSPOSED, 8, VECTORS>(simd, product, row, column),
-                _ => unreachable!("no tile is that high"),
-            }
-        }
-        row += height;
-    }
-}
-
-#[inline(always)]
-unsafe fn one_tile<S: Simd, const TRANSPOSED: bool, const ROWS: usize, const VECTORS: usize>(
+unsafe fn one_tile<S: Simd>(
     simd: S,
     product: &Product,
     row: usize,
     column: usize,
+    height: usize,
+    vectors: usize,
 ) {
-    let (row_stride, step_stride) = if TRANSPOSED { (1, product.a_stride) } else { (product.a_stride, 1) };
-    let mut sums = [[simd.splat(0.); VECTORS]; ROWS];
     // SAFETY: the caller's promise.
     unsafe {
-        let a = product.a.add(row * row_stride);
-        let b = product.b.add(column);
-        let c = product.c.add(row * product.c_stride + column);
-        if TRANSPOSED {
-            for (row, sums) in sums.iter_mut().enumerate() {
-                for (vector, sum) in sums.iter_mut().enumerate() {
-                    *sum = simd.load(c.add(row * product.c_stride + vector * S::LANES));
-                }
-            }
-        }
-        for step in 0..product.steps {
-            one_step(simd, a.add(step * step_stride), row_stride, b.add(step * product.b_stride), &mut sums);
-        }
-        for (row, sums) in sums.into_iter().enumerate() {
-            for (vector, sum) in sums.into_iter().enumerate() {
-                simd.store(c.add(row * product.c_stride + vector * S::LANES), sum);
-            }
+        let a = Left { start: product.a.start.add(row * product.a.row_stride), ..product.a };
+        let b = (product.b.0.add(column), product.b.1);
+        let c = (product.c.0.add(row * product.c.1 + column), product.c.1);
+        let (steps, adds) = (product.steps, product.adds);
+        match (vectors, height) {
+            (2, _) => microkernel::multiply(simd, height, steps, a, b, c, adds),
+            (4, 1) => low_tile::<S, 1, 4>(simd, steps, a, b, c, adds),
+            (4, 2) => low_tile::<S, 2, 4>(simd, steps, a, b, c, adds),
+            (4, 3) => low_tile::<S, 3, 4>(simd, steps, a, b, c, adds),
+            (4, 4) => low_tile::<S, 4, 4>(simd, steps, a, b, c, adds),
+            (1, 1) => low_tile::<S, 1, 1>(simd, steps, a, b, c, adds),
+            (1, 2) => low_tile::<S, 2, 1>(simd, steps, a, b, c, adds),
+            (1, 3) => low_tile::<S, 3, 1>(simd, steps, a, b, c, adds),
+            (1, 4) => low_tile::<S, 4, 1>(simd, steps, a, b, c, adds),
+            (1, 5) => low_tile::<S, 5, 1>(simd, steps, a, b, c, adds),
+            (1, 6) => low_tile::<S, 6, 1>(simd, steps, a, b, c, adds),
+            (1, 7) => low_tile::<S, 7, 1>(simd, steps, a, b, c, adds),
+            (1, 8) => low_tile::<S, 8, 1>(simd, steps, a, b, c, adds),
+            _ => unreachable!("`multiply` makes no such tile"),
         }
     }
 }
 
-/// Adds the outer product of a column of `a` and a row of `b`.
+/// A tile of one or four vectors, kept in registers; [`microkernel::multiply`] makes those of two.
+///
+/// # Safety
+/// All elements are readable, those of `c` writable.
 #[inline(always)]
-unsafe fn one_step<S: Simd, const ROWS: usize, const VECTORS: usize>(
+unsafe fn low_tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
     simd: S,
-    a: *const f32,
-    row_stride: usize,
-    b: *const f32,
-    sums: &mut [[S::Vector; VECTORS]; ROWS],
+    steps: usize,
+    a: Left,
+    b: (*const f32, usize),
+    c: (*mut f32, usize),
+    adds: bool,
 ) {
+    let mut sums = [[simd.splat(0.); VECTORS]; ROWS];
     // SAFETY: the caller's promise.
     unsafe {
-        let mut columns = [simd.splat(0.); VECTORS];
-        for (vector, values) in columns.iter_mut().enumerate() {
-            *values = simd.load(b.add(vector * S::LANES));
+        if adds {
+            for (row, sums) in sums.iter_mut().enumerate() {
+                for (vector, sum) in sums.iter_mut().enumerate() {
+                    *sum = simd.load(c.0.add(row * c.1 + vector * S::LANES));
+                }
+            }
         }
-        for (row, sums) in sums.iter_mut().enumerate() {
-            let factor = simd.splat(*a.add(row * row_stride));
-            for (sum, values) in sums.iter_mut().zip(columns) {
-                *sum = simd.fma(factor, values, *sum);
+        for step in 0..steps {
+            let mut columns = [simd.splat(0.); VECTORS];
+            for (vector, values) in columns.iter_mut().enumerate() {
+                *values = simd.load(b.0.add(step * b.1 + vector * S::LANES));
+            }
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let factor = simd.splat(*a.start.add(row * a.row_stride + step * a.step_stride));
+                for (sum, values) in sums.iter_mut().zip(columns) {
+                    *sum = simd.fma(factor, values, *sum);
+                }
+            }
+        }
+        for (row, sums) in sums.into_iter().enumerate() {
+            for (vector, sum) in sums.into_iter().enumerate() {
+                simd.store(c.0.add(row * c.1 + vector * S::LANES), sum);
             }
         }
     }

@@ -124,15 +124,11 @@ impl Candidates {
 
     /// The mean level of a token drawn now. Its distance to a token's level is how atypical that token is.
     pub(super) fn expected_level(&self, levels: &[f32]) -> f32 {
-        let mut products = [0.0f32; BLOCK];
-        let mut weighted = 0.0;
         let blocks = levels.chunks(BLOCK).zip(self.weights.chunks(BLOCK)).zip(&self.masses);
-        for ((levels, weights), _) in blocks.filter(|(_, mass)| **mass > 0.0) {
-            for ((product, &level), &weight) in products.iter_mut().zip(levels).zip(weights) {
-                *product = if weight > 0.0 { level * weight } else { 0.0 };
-            }
-            weighted += f64::from(scan::sum(&products[..levels.len()]));
-        }
+        let weighted: f64 = blocks
+            .filter(|(_, mass)| **mass > 0.0)
+            .map(|((levels, weights), _)| f64::from(scan::weighted_levels(levels, weights)))
+            .sum();
         (weighted / self.total()) as f32
     }
 

@@ -18,7 +18,8 @@ use super::SamplingError;
 /// 5. XTC.
 /// 6. One token is drawn from what is left.
 ///
-/// A filter that must choose between equally likely tokens keeps the lower id. At least one token is always left.
+/// A filter that must choose between equally likely tokens keeps the lower id. At least one token is always left. A
+/// token 2^40 times less likely than the best one is never drawn.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SamplingParams {

@@ -102,11 +102,24 @@ pub(super) fn sum(block: &[f32]) -> f32 {
     fold(lanes, |left, right| left + right)
 }
 
+/// The sum of level times weight.
+pub(super) fn weighted_levels(levels: &[f32], weights: &[f32]) -> f32 {
+    let mut products = [0.0f32; BLOCK];
+    for ((product, &level), &weight) in products.iter_mut().zip(levels).zip(weights) {
+        // The level of a banned token is negative infinity, its weight 0.
+        let live = if level >= LOWEST_LEVEL { level } else { 0.0 };
+        *product = live * weight;
+    }
+    sum(&products[..levels.len()])
+}
+
 /// The largest distance from `center` of a level that weighs anything.
 pub(super) fn farthest(levels: &[f32], weights: &[f32], center: f32) -> f32 {
     let mut distances = [0.0f32; BLOCK];
     for ((distance, &level), &weight) in distances.iter_mut().zip(levels).zip(weights) {
-        *distance = if weight > 0.0 { (center - level).abs() } else { 0.0 };
+        let live = 0u32.wrapping_sub(u32::from(weight > 0.0));
+        // A mask, not a choice: a choice became a branch that is taken at random.
+        *distance = f32::from_bits((center - level).abs().to_bits() & live);
     }
     let mut lanes = [0.0f32; LANES];
     for row in distances.as_chunks::<LANES>().0 {
@@ -153,7 +166,7 @@ pub(super) fn drop_above(weights: &mut [f32], ceiling: f32) {
 /// The polynomial is a minimax fit of `2^f` on `-0.5..=0.5` that is exact at 0; only additions and multiplications,
 /// so that the result has the same bits everywhere (the platform's `exp` has not).
 #[inline(always)]
-#[allow(clippy::excessive_precision)]
+#[allow(clippy::approx_constant, clippy::excessive_precision)]
 fn exp2(level: f32) -> f32 {
     let shifted = level + ROUND;
     let fraction = level - (shifted - ROUND);

@@ -1,16 +1,18 @@
 //! Filters and tests whose results differ from Jinja2's, in Jinja2's way; and `tojson` in transformers' way.
 
+#![expect(clippy::needless_pass_by_value, reason = "minijinja hands arguments to filters by value")]
+
 use std::fmt::Write;
 
 use minijinja::{
-    Environment, Error, State, Value,
+    Environment, Error, Value,
     value::{Kwargs, Rest, ValueKind},
 };
 
 use super::{
     invalid,
     methods::Arguments,
-    string_methods::{lines, trimmed},
+    string_methods::{capitalize, lines, trimmed},
     values::{float_text, is_float, pairs, to_text},
 };
 
@@ -22,7 +24,9 @@ pub(super) fn add(environment: &mut Environment<'static>) {
     environment.add_filter("tojson", to_json);
     environment.add_filter("string", |value: &Value| to_text(value));
     environment.add_filter("trim", trim);
+    environment.add_filter("capitalize", |value: &Value| capitalize(&to_text(value)));
     environment.add_filter("join", join);
+    environment.add_filter("replace", replace);
     environment.add_filter("indent", indent);
     environment.add_filter("length", length);
     environment.add_filter("count", length);
@@ -45,8 +49,8 @@ struct JsonStyle {
     sort_keys: bool,
 }
 
-fn to_json(value: &Value, args: Rest<Value>) -> Result<String, Error> {
-    let args = Arguments::new(&args)?;
+fn to_json(value: &Value, args: Rest<Value>, named: Kwargs) -> Result<String, Error> {
+    let args = Arguments::new(&args, named);
     let given = |position: usize, name: &str| {
         args.optional(position, name).map(|value| value.filter(|value| !value.is_none()))
     };
@@ -215,6 +219,22 @@ fn join(
     Ok(pieces.join(&separator))
 }
 
+fn replace(
+    value: &Value,
+    old: &Value,
+    new: &Value,
+    count: Option<i64>,
+    named: Kwargs,
+) -> Result<String, Error> {
+    let count = count.or(named.get::<Option<i64>>("count")?).unwrap_or(-1);
+    named.assert_all_used()?;
+    let (text, old, new) = (to_text(value), to_text(old), to_text(new));
+    Ok(match usize::try_from(count) {
+        Ok(count) => text.replacen(&old, &new, count),
+        Err(_) => text.replace(&old, &new),
+    })
+}
+
 fn indent(
     value: &Value,
     width: Option<Value>,
@@ -307,6 +327,6 @@ fn sized(value: &Value) -> bool {
 }
 
 /// Minijinja does not say whether an object can be called; functions and macros are its plain objects.
-fn callable(_state: &State, value: &Value) -> bool {
+fn callable(value: &Value) -> bool {
     matches!(value.kind(), ValueKind::Plain)
 }

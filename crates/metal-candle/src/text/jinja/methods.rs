@@ -9,13 +9,17 @@ use minijinja::{
 
 use super::{
     invalid,
-    source::{ATTRIBUTE_PREFIX, DICT_METHODS, ITEM_PREFIX},
+    source::{ATTRIBUTE_PREFIX, DICT_METHODS, ITEM_PREFIX, SLICE_METHOD},
     string_methods,
     values::{Dict, pairs},
 };
 
 /// Calls `value.method(args)` for values that have no such method of their own.
-pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+pub(super) fn call(_state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+    if method == SLICE_METHOD {
+        let (start, stop, step) = from_args(args)?;
+        return slice(value, start, stop, step);
+    }
     if let Some(name) = method.strip_prefix(ATTRIBUTE_PREFIX) {
         return attribute(value, name);
     }
@@ -24,7 +28,7 @@ pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value
     }
     match value.kind() {
         ValueKind::String => {
-            string_methods::call(state, value.as_str().unwrap_or_default(), method, Arguments::new(args)?)
+            string_methods::call(value.as_str().unwrap_or_default(), method, &Arguments::split(args)?)
         }
         ValueKind::Map => dict_method(value, method, args),
         ValueKind::Seq | ValueKind::Iterable => list_method(value, method, args),
@@ -39,10 +43,19 @@ pub(super) struct Arguments<'a> {
 }
 
 impl<'a> Arguments<'a> {
-    /// Takes a call's arguments apart.
-    pub(super) fn new(args: &'a [Value]) -> Result<Self, Error> {
-        let (positional, named) = from_args::<(&'a [Value], Kwargs)>(args)?;
-        Ok(Self { positional, named })
+    /// The arguments of a filter or function.
+    pub(super) fn new(positional: &'a [Value], named: Kwargs) -> Self {
+        Self { positional, named }
+    }
+
+    /// Takes the arguments of a method call apart: names come last, as one value.
+    fn split(args: &'a [Value]) -> Result<Self, Error> {
+        match args.split_last() {
+            Some((last, positional)) if last.is_kwargs() => {
+                Ok(Self { positional, named: Kwargs::try_from(last.clone())? })
+            }
+            _ => Ok(Self { positional: args, named: Kwargs::from_iter([] as [(&str, Value); 0]) }),
+        }
     }
 
     /// The argument at a position or of a name, if it was given.
@@ -110,6 +123,50 @@ fn item(value: &Value, name: &str) -> Result<Value, Error> {
     }
 }
 
+/// `value[start:stop:step]`; undefined for what has no order, as in Jinja2.
+fn slice(value: &Value, start: Option<i64>, stop: Option<i64>, step: Option<i64>) -> Result<Value, Error> {
+    let step = step.unwrap_or(1);
+    if step == 0 {
+        return Err(invalid("slice step cannot be zero"));
+    }
+    match value.kind() {
+        ValueKind::String => {
+            let characters: Vec<char> = value.as_str().unwrap_or_default().chars().collect();
+            let chosen = slice_positions(characters.len(), start, stop, step);
+            Ok(Value::from(chosen.map(|at| characters[at]).collect::<String>()))
+        }
+        ValueKind::Seq | ValueKind::Iterable => {
+            let items: Vec<Value> = value.try_iter()?.collect();
+            let chosen =
+                slice_positions(items.len(), start, stop, step).map(|at| items[at].clone()).collect();
+            Ok(if value.is_tuple() { Value::from(Tuple::new(chosen)) } else { Value::from(chosen) })
+        }
+        ValueKind::Undefined => Err(Error::from(ErrorKind::UndefinedError)),
+        _ => Ok(Value::UNDEFINED),
+    }
+}
+
+/// The positions that Python's slice chooses: negative bounds count from the end, and all are clamped.
+fn slice_positions(
+    length: usize,
+    start: Option<i64>,
+    stop: Option<i64>,
+    step: i64,
+) -> impl Iterator<Item = usize> {
+    let length = i64::try_from(length).unwrap_or(i64::MAX);
+    let (lowest, highest) = if step > 0 { (0, length) } else { (-1, length - 1) };
+    let bound = |given: Option<i64>, default: i64| match given {
+        None => default,
+        Some(at) if at < 0 => at.saturating_add(length).max(lowest),
+        Some(at) => at.min(highest),
+    };
+    let (first, last) = if step > 0 { (lowest, highest) } else { (highest, lowest) };
+    let (first, last) = (bound(start, first), bound(stop, last));
+    std::iter::successors(Some(first), move |at| at.checked_add(step))
+        .take_while(move |at| if step > 0 { *at < last } else { *at > last })
+        .filter_map(|at| usize::try_from(at).ok())
+}
+
 fn bound(value: &Value, name: &str) -> Value {
     Value::from_object(BoundMethod { value: value.clone(), method: name.to_owned() })
 }
@@ -163,4 +220,25 @@ fn list_method(value: &Value, method: &str, args: &[Value]) -> Result<Value, Err
 
 fn immutable(kind: &str, method: &str) -> Error {
     invalid(format!("chat templates may not change values: {kind}.{method}() is not allowed"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_choose_what_python_chooses() {
+        let positions = |length, start, stop, step| -> Vec<usize> {
+            slice_positions(length, start, stop, step).collect()
+        };
+        assert_eq!(positions(4, None, None, 1), [0, 1, 2, 3]);
+        assert_eq!(positions(4, None, None, -1), [3, 2, 1, 0]);
+        assert_eq!(positions(0, None, None, -1), [0usize; 0]);
+        assert_eq!(positions(4, Some(-2), None, 1), [2, 3]);
+        assert_eq!(positions(4, None, Some(-1), 2), [0, 2]);
+        assert_eq!(positions(4, Some(1), Some(3), -1), [0usize; 0]);
+        assert_eq!(positions(4, Some(9), Some(-9), -2), [3, 1]);
+        assert_eq!(positions(4, Some(-9), Some(9), i64::MAX), [0]);
+        assert_eq!(positions(4, Some(2), Some(0), -1), [2, 1]);
+    }
 }

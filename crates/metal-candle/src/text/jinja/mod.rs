@@ -26,7 +26,7 @@ pub(super) const END_VARIABLE: &str = source::END_VARIABLE;
 
 /// What a template may do before it is stopped: instructions of minijinja's machine, some hundred times what long
 /// conversations need. Templates come from outside and could loop forever.
-const FUEL: u64 = 50_000_000;
+const FUEL: u64 = 100_000_000;
 
 /// The message of `raise_exception`, found again as the source of minijinja's error.
 #[derive(Debug, thiserror::Error)]

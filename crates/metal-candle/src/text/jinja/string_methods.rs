@@ -1,7 +1,7 @@
 //! Methods of Python's strings. Positions count characters, as in Python.
 
 use minijinja::{
-    Error, ErrorKind, State, Value,
+    Error, ErrorKind, Value,
     formatting::{self, FormatStyle},
     value::Tuple,
 };
@@ -9,12 +9,7 @@ use minijinja::{
 use super::{invalid, methods::Arguments, values::to_text};
 
 /// Calls `text.method(args)`.
-pub(super) fn call(
-    _state: &mut State,
-    text: &str,
-    method: &str,
-    args: Arguments<'_>,
-) -> Result<Value, Error> {
+pub(super) fn call(text: &str, method: &str, args: &Arguments<'_>) -> Result<Value, Error> {
     let simple = |value: Value| args.at_most(0).map(|()| value);
     match method {
         "upper" => simple(text.to_uppercase().into()),
@@ -31,36 +26,36 @@ pub(super) fn call(
         "isascii" => simple(text.is_ascii().into()),
         "islower" => simple(one_case(text, char::is_lowercase, char::is_uppercase).into()),
         "isupper" => simple(one_case(text, char::is_uppercase, char::is_lowercase).into()),
-        "strip" => strip(text, &args, true, true),
-        "lstrip" => strip(text, &args, true, false),
-        "rstrip" => strip(text, &args, false, true),
-        "split" => split(text, &args, false),
-        "rsplit" => split(text, &args, true),
-        "splitlines" => split_lines(text, &args),
+        "strip" => strip(text, args, true, true),
+        "lstrip" => strip(text, args, true, false),
+        "rstrip" => strip(text, args, false, true),
+        "split" => split(text, args, false),
+        "rsplit" => split(text, args, true),
+        "splitlines" => split_lines(text, args),
         "partition" => {
-            partition(text, &args, text_argument(&args, 0, "sep").map(|sep| text.find(&sep))?, false)
+            partition(text, args, text_argument(args, 0, "sep").map(|sep| text.find(&sep))?, false)
         }
         "rpartition" => {
-            partition(text, &args, text_argument(&args, 0, "sep").map(|sep| text.rfind(&sep))?, true)
+            partition(text, args, text_argument(args, 0, "sep").map(|sep| text.rfind(&sep))?, true)
         }
-        "startswith" => with_affixes(&args, |affix| text.starts_with(affix)),
-        "endswith" => with_affixes(&args, |affix| text.ends_with(affix)),
+        "startswith" => with_affixes(args, |affix| text.starts_with(affix)),
+        "endswith" => with_affixes(args, |affix| text.ends_with(affix)),
         "removeprefix" => {
-            let affix = text_argument(&args, 0, "prefix")?;
+            let affix = text_argument(args, 0, "prefix")?;
             args.at_most(1).map(|()| text.strip_prefix(&*affix).unwrap_or(text).into())
         }
         "removesuffix" => {
-            let affix = text_argument(&args, 0, "suffix")?;
+            let affix = text_argument(args, 0, "suffix")?;
             args.at_most(1).map(|()| text.strip_suffix(&*affix).unwrap_or(text).into())
         }
-        "replace" => replace(text, &args),
+        "replace" => replace(text, args),
         "count" => {
-            let what = text_argument(&args, 0, "sub")?;
+            let what = text_argument(args, 0, "sub")?;
             args.at_most(1).map(|()| text.matches(&*what).count().into())
         }
-        "find" | "rfind" | "index" | "rindex" => find(text, method, &args),
-        "join" => join(text, &args),
-        "ljust" | "rjust" | "center" | "zfill" => pad(text, method, &args),
+        "find" | "rfind" | "index" | "rindex" => find(text, method, args),
+        "join" => join(text, args),
+        "ljust" | "rjust" | "center" | "zfill" => pad(text, method, args),
         "format" => formatting::format(FormatStyle::StrFormat, text, &args.all()).map(Value::from),
         _ => Err(Error::from(ErrorKind::UnknownMethod)),
     }
@@ -81,11 +76,11 @@ pub(super) fn trimmed<'a>(text: &'a str, characters: Option<&str>, start: bool, 
     if end { text.trim_end_matches(strips) } else { text }
 }
 
-/// First character upper, the rest lower.
+/// First character in title case, the rest lower.
 pub(super) fn capitalize(text: &str) -> String {
     let mut rest = text.chars();
-    let first = rest.next().into_iter().flat_map(char::to_uppercase);
-    first.chain(rest.as_str().to_lowercase().chars()).collect()
+    let first = rest.next().map(title_case).unwrap_or_default();
+    first + &rest.as_str().to_lowercase()
 }
 
 /// The lines of a text by all of Python's line ends, with the end of each.
@@ -119,13 +114,35 @@ fn title(text: &str) -> String {
     for character in text.chars() {
         let cased = character.is_lowercase() || character.is_uppercase();
         match (cased, inside) {
-            (true, false) => out.extend(character.to_uppercase()),
+            (true, false) => out.push_str(&title_case(character)),
             (true, true) => out.extend(character.to_lowercase()),
             (false, _) => out.push(character),
         }
         inside = cased;
     }
     out
+}
+
+/// A character as it starts a capitalised word: ligatures and digraphs only raise their first letter.
+fn title_case(character: char) -> String {
+    let digraph = match character {
+        '\u{1c4}'..='\u{1c6}' => Some('\u{1c5}'),
+        '\u{1c7}'..='\u{1c9}' => Some('\u{1c8}'),
+        '\u{1ca}'..='\u{1cc}' => Some('\u{1cb}'),
+        '\u{1f1}'..='\u{1f3}' => Some('\u{1f2}'),
+        _ => None,
+    };
+    if let Some(digraph) = digraph {
+        return digraph.into();
+    }
+    let mut upper = character.to_uppercase();
+    match character {
+        'ß' | '\u{587}' | '\u{fb00}'..='\u{fb17}' => {
+            let first = upper.next().into_iter();
+            first.chain(upper.flat_map(char::to_lowercase)).collect()
+        }
+        _ => upper.collect(),
+    }
 }
 
 fn swap_case(character: char) -> Vec<char> {
