@@ -66,7 +66,9 @@ fn streaming(criterion: &mut Criterion) {
             });
         });
         group.bench_function(BenchmarkId::new("iterator", tokens), |bencher| {
-            bencher.iter(|| black_box(start().map(|token| token.expect("the model runs").text.len()).sum::<usize>()));
+            bencher.iter(|| {
+                black_box(start().map(|token| token.expect("the model runs").text.len()).sum::<usize>())
+            });
         });
         group.bench_function(BenchmarkId::new("async_stream", tokens), |bencher| {
             let start = || TokenStream::start(&language_model, &request).expect("the request can be served");

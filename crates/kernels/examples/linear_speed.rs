@@ -74,7 +74,7 @@ fn many_rows() -> Result<()> {
                 let (x, weight) = (input(rows, inputs)?, weight(outputs, inputs, dtype)?);
                 let calls = 1 + 512 / rows;
                 let seconds = median(|| {
-                    (0..calls).for_each(|_| _ = black_box(linear(&x, &weight).expect("valid shapes")))
+                    (0..calls).for_each(|_| _ = black_box(linear(&x, &weight).expect("valid shapes")));
                 }) / calls as f64;
                 let speed = (2 * rows * outputs * inputs) as f64 / seconds * 1e-9;
                 println!(
@@ -118,8 +118,9 @@ fn read(tensor: &Tensor) {
         CpuStorage::F16(numbers) => (numbers.as_ptr() as usize, numbers.len() * 2),
         _ => return,
     };
+    // SAFETY: the first whole word inside the buffer, and no more words than follow it there; any bits are a u64.
     let words: &[u64] =
-        unsafe { std::slice::from_raw_parts((start + 7 & !7) as *const u64, (bytes - 8) / 8) };
+        unsafe { std::slice::from_raw_parts(((start + 7) & !7) as *const u64, (bytes - 8) / 8) };
     let chunk = (words.len() / (16 * pool::threads())).clamp(2048, 32768);
     pool::for_each(words.len().div_ceil(chunk), &|index| {
         let words = &words[index * chunk..words.len().min((index + 1) * chunk)];

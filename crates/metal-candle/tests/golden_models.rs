@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use metal_candle::{
     cache::KvCache,
-    model::{Config, LoadOptions, LogitsFor, Model, SequenceInput, arch},
+    model::{Config, LoadOptions, LogitsFor, Model, SequenceInput, arch, rope::RopeSpec},
 };
 use metal_candle_testkit::{
     golden::{self, GoldenModel},
@@ -204,7 +204,7 @@ fn a_fork_equals_a_fresh_sequence_and_leaves_its_origin_alone() {
 fn a_truncated_cache_continues_as_if_it_had_never_been_longer() {
     for golden in all() {
         let prompt = golden.expected.ids("prompt");
-        let length_matters = golden.model.spec().ropes.iter().any(|rope| rope.depends_on_length());
+        let length_matters = golden.model.spec().ropes.iter().any(RopeSpec::depends_on_length);
         let mut cache = golden.model.new_cache();
         cache.expect(if length_matters { prompt.len() + 1 } else { 0 });
         golden.run(prompt, &mut cache, LogitsFor::None);
