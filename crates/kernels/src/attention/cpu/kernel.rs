@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::{
     call::Call,
     plan::{Item, PANELS_PER_ITEM, Panel},
-    product::{self, Product},
+    product::{self, Product, TILE},
     work::{BLOCK, PACKED_KEYS, State, Work},
 };
 use crate::{
@@ -17,11 +17,8 @@ use crate::{
     simd::{Simd, dispatch, math},
 };
 
-/// Keys and values of so many positions are asked for before they are used, if they are used once.
+/// How far ahead memory is asked for keys and values that are used once.
 const AHEAD: usize = 32;
-
-/// Keys scored between two such requests.
-const STRIDE: usize = 8;
 
 dispatch! {
     /// Writes the item's rows of the output, or its partial results.
@@ -155,13 +152,8 @@ unsafe fn advance<S: Simd>(
             }
         }
         mask(work, panel, &keys, width);
-        // Where there are no more values, something that is in cache anyway.
-        let mut ahead = [state.queries.cast_const(); BLOCK];
-        if !work.shares {
-            values_ahead(work, panel, keys.end, &mut ahead);
-        }
         for lane in (0..width).step_by(S::LANES) {
-            softmax(simd, work, state, keys.len(), width, lane, &ahead);
+            softmax(simd, work, state, keys.len(), width, lane);
         }
         for row in 0..panel.rows {
             let factor = *work.factors.add(row);
@@ -206,45 +198,38 @@ unsafe fn score<S: Simd>(
     }
     let group = panel.group * head_dim;
     for piece in work.segment.pieces(keys.clone(), work.row) {
-        for key in (0..piece.count).step_by(STRIDE) {
-            prefetch_keys(simd, work, panel, keys.start + piece.first + key + AHEAD);
+        for key in (0..piece.count).step_by(TILE) {
             // SAFETY: the piece has `count` keys; the scores have room for a block.
             unsafe {
                 let start = piece.keys.as_ptr().add(key * work.row + group);
                 let a = Left { start, row_stride: work.row, step_stride: 1 };
                 let c = (work.scores.add((piece.first + key) * width), width);
-                let rows = STRIDE.min(piece.count - key);
-                product::multiply(simd, &Product { a, c, rows, ..product });
+                let product = Product { a, c, rows: TILE.min(piece.count - key), ..product };
+                if product.rows == TILE && width == S::LANES && head_dim.is_multiple_of(16) {
+                    let position = keys.start + piece.first + key + AHEAD;
+                    product::multiply_tile_ahead(simd, &product, ahead(work, panel, state, position));
+                } else {
+                    product::multiply(simd, &product);
+                }
             }
         }
     }
 }
 
-/// Asks for [`STRIDE`] keys.
+/// The addresses of the keys and the values of [`TILE`] positions.
 #[inline(always)]
-fn prefetch_keys<S: Simd>(simd: S, work: &Work<'_>, panel: &Panel, position: usize) {
-    let head_dim = work.call.head_dim;
-    let end = panel.visible.end.min(position + STRIDE);
+fn ahead(work: &Work<'_>, panel: &Panel, state: &State, position: usize) -> [*const f32; 2 * TILE] {
+    // Where there are no more keys, something that is in cache anyway.
+    let mut addresses = [state.queries.cast_const(); 2 * TILE];
+    let end = panel.visible.end.min(position + TILE);
     for piece in work.segment.pieces(position..end, work.row) {
         for key in 0..piece.count {
-            let keys = &piece.keys[key * work.row + panel.group * head_dim..][..head_dim];
-            for line in keys.chunks(16) {
-                simd.prefetch(line.as_ptr());
-            }
+            let start = key * work.row + panel.group * work.call.head_dim;
+            addresses[piece.first + key] = piece.keys[start..].as_ptr();
+            addresses[TILE + piece.first + key] = piece.values[start..].as_ptr();
         }
     }
-}
-
-/// The addresses of the next values, from a position on.
-fn values_ahead(work: &Work<'_>, panel: &Panel, position: usize, ahead: &mut [*const f32; BLOCK]) {
-    let end = panel.visible.end.min(position + AHEAD);
-    for piece in work.segment.pieces(position..end, work.row) {
-        let places = &mut ahead[piece.first..piece.first + piece.count];
-        let values = piece.values[panel.group * work.call.head_dim..].chunks(work.row);
-        for (place, values) in places.iter_mut().zip(values) {
-            *place = values.as_ptr();
-        }
-    }
+    addresses
 }
 
 /// `mixed [rows, D] += weightsᵀ [rows, keys] · V [keys, D]`
@@ -301,17 +286,9 @@ unsafe fn mask(work: &Work<'_>, panel: &Panel, keys: &Range<usize>, width: usize
     }
 }
 
-/// Turns one vector of rows' scores into weights relative to the new maxima; meanwhile asks for values.
+/// Turns one vector of rows' scores into weights relative to the new maxima.
 #[inline(always)]
-unsafe fn softmax<S: Simd>(
-    simd: S,
-    work: &Work<'_>,
-    state: &State,
-    keys: usize,
-    width: usize,
-    lane: usize,
-    ahead: &[*const f32; BLOCK],
-) {
+unsafe fn softmax<S: Simd>(simd: S, work: &Work<'_>, state: &State, keys: usize, width: usize, lane: usize) {
     // SAFETY: the caller's promise: `keys` vectors of scores and one of everything else.
     unsafe {
         let scores = work.scores.add(lane);
@@ -330,13 +307,7 @@ unsafe fn softmax<S: Simd>(
         let new = simd.max(simd.max(maxima[0], maxima[1]), simd.max(maxima[2], maxima[3]));
         let factor = math::exp(simd, simd.sub(old, new));
         let mut total = simd.mul(simd.load(state.totals.add(lane)), factor);
-        for (key, values) in ahead.iter().enumerate().take(keys) {
-            if lane == 0 && !work.shares {
-                // Spread over this loop, requests wait less for each other.
-                for column in (0..work.call.head_dim).step_by(16) {
-                    simd.prefetch(values.wrapping_add(column));
-                }
-            }
+        for key in 0..keys {
             let score = scores.add(key * width);
             let weight = math::exp(simd, simd.sub(simd.load(score), new));
             simd.store(score, weight);

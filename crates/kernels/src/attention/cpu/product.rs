@@ -23,6 +23,9 @@ pub(super) struct Product {
     pub(super) adds: bool,
 }
 
+/// The rows of a tile of one vector.
+pub(super) const TILE: usize = 8;
+
 /// # Safety
 /// The matrices lie in readable (`c`: writable) memory, and `c` overlaps neither of the others.
 #[inline(always)]
@@ -35,7 +38,7 @@ pub(super) unsafe fn multiply<S: Simd>(simd: S, product: &Product) {
         let highest = match vectors {
             4 => 4,
             2 => microkernel::tile_rows::<S>(),
-            _ => 8,
+            _ => TILE,
         };
         let tiles = product.rows.div_ceil(highest);
         let mut row = 0;
@@ -47,6 +50,41 @@ pub(super) unsafe fn multiply<S: Simd>(simd: S, product: &Product) {
             row += height;
         }
         column += vectors * S::LANES;
+    }
+}
+
+/// [`multiply`] for [`TILE`] rows of one vector and a multiple of 16 steps; meanwhile asks for `steps` numbers
+/// at each address. One request per step: many at once would wait for each other, and the sums for them.
+///
+/// # Safety
+/// As for [`multiply`]; any address is fine.
+#[inline(always)]
+pub(super) unsafe fn multiply_tile_ahead<S: Simd>(
+    simd: S,
+    product: &Product,
+    addresses: [*const f32; 2 * TILE],
+) {
+    let Product { a, b, c, .. } = *product;
+    let mut sums = [[simd.splat(0.); 1]; TILE];
+    let mut step = 0;
+    // SAFETY: the caller's promise.
+    unsafe {
+        for address in addresses {
+            for line in 0..product.steps / (2 * TILE) {
+                simd.prefetch(address.wrapping_add(16 * line));
+                add_step(
+                    simd,
+                    a.start.add(step * a.step_stride),
+                    a.row_stride,
+                    b.0.add(step * b.1),
+                    &mut sums,
+                );
+                step += 1;
+            }
+        }
+        for (row, [sum]) in sums.into_iter().enumerate() {
+            simd.store(c.0.add(row * c.1), sum);
+        }
     }
 }
 
@@ -110,20 +148,38 @@ unsafe fn low_tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
             }
         }
         for step in 0..steps {
-            let mut columns = [simd.splat(0.); VECTORS];
-            for (vector, values) in columns.iter_mut().enumerate() {
-                *values = simd.load(b.0.add(step * b.1 + vector * S::LANES));
-            }
-            for (row, sums) in sums.iter_mut().enumerate() {
-                let factor = simd.splat(*a.start.add(row * a.row_stride + step * a.step_stride));
-                for (sum, values) in sums.iter_mut().zip(columns) {
-                    *sum = simd.fma(factor, values, *sum);
-                }
-            }
+            add_step(simd, a.start.add(step * a.step_stride), a.row_stride, b.0.add(step * b.1), &mut sums);
         }
         for (row, sums) in sums.into_iter().enumerate() {
             for (vector, sum) in sums.into_iter().enumerate() {
                 simd.store(c.0.add(row * c.1 + vector * S::LANES), sum);
+            }
+        }
+    }
+}
+
+/// Adds the outer product of a column of `a` and a row of `b`.
+///
+/// # Safety
+/// As for [`low_tile`].
+#[inline(always)]
+unsafe fn add_step<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    a: *const f32,
+    row_stride: usize,
+    b: *const f32,
+    sums: &mut [[S::Vector; VECTORS]; ROWS],
+) {
+    let mut columns = [simd.splat(0.); VECTORS];
+    // SAFETY: the caller's promise.
+    unsafe {
+        for (vector, values) in columns.iter_mut().enumerate() {
+            *values = simd.load(b.add(vector * S::LANES));
+        }
+        for (row, sums) in sums.iter_mut().enumerate() {
+            let factor = simd.splat(*a.add(row * row_stride));
+            for (sum, values) in sums.iter_mut().zip(columns) {
+                *sum = simd.fma(factor, values, *sum);
             }
         }
     }
