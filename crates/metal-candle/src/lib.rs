@@ -13,3 +13,8 @@ pub mod text;
 
 pub use error::{Error, Result};
 pub use language_model::LanguageModel;
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
