@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use clap::{ArgGroup, Args, builder::PossibleValuesParser};
 use metal_candle::{
     cache::KvCache,
-    device::{self, DType, Device},
+    device::{self, BandwidthProbe, DType, Device},
     generate::sampler::{Sampler, SamplingParams},
     model::{LogitsFor, Model, SequenceInput, spec::DecoderSpec, weights::Weights},
 };
@@ -39,6 +39,8 @@ const WARM_UP_TOKENS: usize = 4;
 
 /// Much more than any cache.
 const BANDWIDTH_BYTES: usize = 512 << 20;
+/// Readings of the memory's speed after each decode.
+const SWEEPS: usize = 8;
 
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("subject").required(true).args(["model", "shape"])))]
@@ -98,9 +100,7 @@ pub(crate) fn run(args: &BenchArgs, console: &Console) -> Result<()> {
         );
     }
     let runs = measure(&model, args, console)?;
-    let peak = peak_megabytes();
-    let bandwidth = args.bandwidth.then(|| device::read_bandwidth(BANDWIDTH_BYTES)).transpose()?;
-    let report = Report { args, model: &model, load, runs, peak, bandwidth };
+    let report = Report { args, model: &model, load, runs };
     if args.json { console.print_json(&report.json()) } else { console.print(&report.table()) }
 }
 
@@ -135,12 +135,15 @@ fn subject(args: &BenchArgs, device: Device, console: &Console) -> Result<(Model
 struct Runs {
     prefill: Vec<f64>,
     decode: Vec<f64>,
+    /// Bytes per second.
+    bandwidth: Vec<f64>,
+    peak: Option<f64>,
 }
 
 fn measure(model: &Model, args: &BenchArgs, console: &Console) -> Result<Runs> {
     let bar = console.count_bar("measuring", 2 * (args.repetitions as u64 + 1));
     let mut bench = Bench::new(model, args.context)?;
-    let mut runs = Runs { prefill: Vec::new(), decode: Vec::new() };
+    let mut runs = Runs { prefill: Vec::new(), decode: Vec::new(), bandwidth: Vec::new(), peak: None };
     bench.prefill(args.prompt)?;
     bar.inc(1);
     bench.decode(args.tokens.min(WARM_UP_TOKENS))?;
@@ -149,8 +152,13 @@ fn measure(model: &Model, args: &BenchArgs, console: &Console) -> Result<Runs> {
         runs.prefill.push(bench.prefill(args.prompt)?);
         bar.inc(1);
     }
+    // Before the probe, whose memory is not the model's.
+    runs.peak = peak_megabytes();
+    let probe = args.bandwidth.then(|| BandwidthProbe::new(BANDWIDTH_BYTES)).transpose()?;
     for _ in 0..args.repetitions {
         runs.decode.push(bench.decode(args.tokens)?);
+        // Right after each decode: what the memory gives changes from second to second on a shared machine.
+        runs.bandwidth.extend(probe.iter().flat_map(|probe| (0..SWEEPS).map(|_| probe.sweep())));
         bar.inc(1);
     }
     bar.finish_and_clear();
@@ -229,9 +237,6 @@ struct Report<'a> {
     model: &'a Model,
     load: Duration,
     runs: Runs,
-    peak: Option<f64>,
-    /// Bytes per second.
-    bandwidth: Option<f64>,
 }
 
 impl Report<'_> {
@@ -247,6 +252,11 @@ impl Report<'_> {
         let cache_element = if self.model.device().is_cpu() { 4 } else { self.model.dtype().size_in_bytes() };
         (weights as usize * self.model.dtype().size_in_bytes()
             + positions * spec.kv_bytes_per_position(cache_element)) as f64
+    }
+
+    /// Bytes per second that the machine reads, if it was asked for.
+    fn bandwidth(&self) -> Option<f64> {
+        (!self.runs.bandwidth.is_empty()).then(|| Spread::of(&self.runs.bandwidth).median)
     }
 
     fn json(&self) -> Value {
@@ -265,9 +275,9 @@ impl Report<'_> {
                 "read_gb_s": decode.median * self.bytes_per_token() / 1e9,
             },
             "repetitions": self.args.repetitions,
-            "peak_rss_mb": self.peak,
+            "peak_rss_mb": self.runs.peak,
             "load_s": self.load.as_secs_f64(),
-            "memory_read_gb_s": self.bandwidth.map(|bytes| bytes / 1e9),
+            "memory_read_gb_s": self.bandwidth().map(|bytes| bytes / 1e9),
         })
     }
 
@@ -293,11 +303,11 @@ impl Report<'_> {
         let (tokens, context) = (self.args.tokens, self.args.context);
         text += &row("decode", &self.runs.decode, format!("{tokens} tokens after {context}"));
         text += &format!("\ndecode reads {:.1} GB/s of weights and cache", decode / 1e9);
-        if let Some(bandwidth) = self.bandwidth {
+        if let Some(bandwidth) = self.bandwidth() {
             let share = 100.0 * decode / bandwidth;
             text += &format!(": {share:.0} % of the {:.1} GB/s that this machine reads", bandwidth / 1e9);
         }
-        if let Some(peak) = self.peak {
+        if let Some(peak) = self.runs.peak {
             text += &format!("\npeak memory {peak:.0} MB");
         }
         text.push('\n');

@@ -79,23 +79,34 @@ pub fn peak_resident_bytes() -> Option<u64> {
     None
 }
 
-/// Bytes per second that the pool's threads read from memory: the best of a few sweeps over a buffer of `bytes` on
-/// huge pages. The buffer has to be much larger than the caches.
-pub fn read_bandwidth(bytes: usize) -> io::Result<f64> {
-    const SWEEPS: usize = 5;
-    const PART: usize = 1 << 17; // 1 MiB of words
-    let mut words = huge_vec::<u64>(bytes / size_of::<u64>())?;
-    pool::for_each_part(&mut words, PART, |part, words| words.fill(part as u64)); // makes the pages resident
-    let mut fastest = f64::INFINITY;
-    for _ in 0..SWEEPS {
+/// Measures how fast the pool's threads read from memory, by sweeps over a buffer on huge pages.
+#[derive(Debug)]
+pub struct BandwidthProbe {
+    words: Vec<u64>,
+}
+
+impl BandwidthProbe {
+    /// 1 MiB of words.
+    const PART: usize = 1 << 17;
+
+    /// A probe over `bytes` of memory, which has to be much more than the caches hold.
+    pub fn new(bytes: usize) -> io::Result<Self> {
+        let mut words = huge_vec::<u64>(bytes / size_of::<u64>())?;
+        // Makes the pages resident.
+        pool::for_each_part(&mut words, Self::PART, |part, words| words.fill(part as u64));
+        Ok(Self { words })
+    }
+
+    /// Reads all of it once; returns bytes per second.
+    pub fn sweep(&self) -> f64 {
+        let words = &self.words;
         let start = Instant::now();
-        pool::for_each(words.len().div_ceil(PART), &|part| {
-            let words = &words[part * PART..words.len().min((part + 1) * PART)];
+        pool::for_each(words.len().div_ceil(Self::PART), &|part| {
+            let words = &words[part * Self::PART..words.len().min((part + 1) * Self::PART)];
             std::hint::black_box(words.iter().fold(0, |sum: u64, word| sum.wrapping_add(*word)));
         });
-        fastest = fastest.min(start.elapsed().as_secs_f64());
+        size_of_val(words.as_slice()) as f64 / start.elapsed().as_secs_f64()
     }
-    Ok(size_of_val(words.as_slice()) as f64 / fastest)
 }
 
 /// The machine's memory in bytes; `None` where the system does not tell.
@@ -217,7 +228,7 @@ mod tests {
 
     #[test]
     fn a_bandwidth_is_a_positive_number() {
-        let bandwidth = read_bandwidth(5 << 20).unwrap();
+        let bandwidth = BandwidthProbe::new(5 << 20).unwrap().sweep();
         assert!(bandwidth.is_finite() && bandwidth > 0.0, "{bandwidth}");
     }
 

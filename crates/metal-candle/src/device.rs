@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use candle_core::utils::{cuda_is_available, metal_is_available};
 pub use candle_core::{DType, Device};
-pub use metal_candle_kernels::memory::{peak_resident_bytes, physical_bytes, read_bandwidth};
+pub use metal_candle_kernels::memory::{BandwidthProbe, peak_resident_bytes, physical_bytes};
 use metal_candle_kernels::{pool, simd};
 
 /// The exact version of candle underneath.
