@@ -1,1 +1,10 @@
-//! Test support: golden files, tiny random models, the one tolerance table.
+//! Test support: golden files, tiny random models, damaged files, a stand-in hub, the one tolerance table.
+//!
+//! Everything here panics with a message when something is wrong: it is called by tests only.
+
+pub mod corrupt;
+pub mod golden;
+pub mod hub_server;
+pub mod random;
+pub mod tiny;
+pub mod tolerance;

@@ -1,3 +1,46 @@
-//! The `metal-candle` program.
+//! The `metal-candle` program: generate, chat, evaluate and measure language models.
 
-fn main() {}
+mod args;
+mod bench;
+mod chat;
+mod console;
+mod conversation;
+mod doctor;
+mod eval;
+mod generate;
+mod interrupt;
+mod model;
+mod prompt;
+mod sampling;
+mod shapes;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::{
+    args::{Command, CommandLine},
+    console::Console,
+};
+
+fn main() -> ExitCode {
+    let line = CommandLine::parse();
+    let console = Console::new(line.quiet);
+    let outcome = interrupt::install().and_then(|()| match line.command {
+        Command::Generate(args) => generate::run(&args, &console),
+        Command::Chat(args) => chat::run(&args, &console),
+        Command::Prompt(args) => prompt::run(&args, &console),
+        Command::Eval(args) => eval::run(&args, &console),
+        Command::Bench(args) => bench::run(&args, &console),
+        Command::Doctor(args) => doctor::run(&args, &console),
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read our output, `head` say, has seen enough.
+        Err(error) if error.is::<console::OutputClosed>() => ExitCode::SUCCESS,
+        Err(error) => {
+            console.error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

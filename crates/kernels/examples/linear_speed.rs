@@ -74,7 +74,7 @@ fn many_rows() -> Result<()> {
                 let (x, weight) = (input(rows, inputs)?, weight(outputs, inputs, dtype)?);
                 let calls = 1 + 512 / rows;
                 let seconds = median(|| {
-                    (0..calls).for_each(|_| _ = black_box(linear(&x, &weight).expect("valid shapes")))
+                    (0..calls).for_each(|_| _ = black_box(linear(&x, &weight).expect("valid shapes")));
                 }) / calls as f64;
                 let speed = (2 * rows * outputs * inputs) as f64 / seconds * 1e-9;
                 println!(
@@ -112,9 +112,9 @@ fn read(tensor: &Tensor) {
     let (storage, _) = tensor.storage_and_layout();
     let Storage::Cpu(storage) = &*storage else { return };
     match storage {
-        CpuStorage::F32(numbers) => read_parts(numbers, |number| number.to_bits()),
-        CpuStorage::BF16(numbers) => read_parts(numbers, |number| number.to_bits()),
-        CpuStorage::F16(numbers) => read_parts(numbers, |number| number.to_bits()),
+        CpuStorage::F32(numbers) => read_parts(numbers, f32::to_bits),
+        CpuStorage::BF16(numbers) => read_parts(numbers, half::bf16::to_bits),
+        CpuStorage::F16(numbers) => read_parts(numbers, half::f16::to_bits),
         _ => {}
     }
 }

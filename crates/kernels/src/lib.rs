@@ -11,11 +11,16 @@
 pub mod attention;
 pub mod embedding;
 pub mod linear;
+pub mod memory;
+mod output;
 pub mod pool;
 pub mod rms_norm;
 pub mod rope;
 mod scratch;
 pub mod simd;
 mod view;
+
+#[cfg(test)]
+mod testing;
 
 pub use candle_core::{DType, Device, Error, Result, Tensor};

@@ -347,7 +347,7 @@ impl Patience {
     /// Looks at the clock only now and then.
     fn is_spent(&mut self) -> bool {
         self.turns = self.turns.wrapping_add(1);
-        if self.turns % 64 != 0 {
+        if !self.turns.is_multiple_of(64) {
             return false;
         }
         self.since.get_or_insert_with(Instant::now).elapsed() > WATCH

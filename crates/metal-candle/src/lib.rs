@@ -1,10 +1,20 @@
 //! Fine-tune, adapt and serve language models on the machine in front of you.
 
 pub mod cache;
+pub mod data;
+pub mod device;
 mod error;
+pub mod eval;
 pub mod generate;
 pub mod hub;
+pub mod language_model;
 pub mod model;
 pub mod text;
 
 pub use error::{Error, Result};
+pub use language_model::LanguageModel;
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

@@ -4,6 +4,8 @@
 //! side. Keys and values live in chunks (pages) owned by each sequence; nothing is concatenated and no
 //! head is repeated. H: query heads, G: key/value heads, D: head size.
 
+mod check;
+mod cpu;
 mod reference;
 
 use std::ops::Range;
@@ -43,7 +45,18 @@ pub struct Segment<'a> {
     pub chunks: Vec<&'a KvChunk>,
 }
 
-/// `queries [rows, H, D] → [rows, H, D]`.
+/// `queries [rows, H, D] → [rows, H, D]`. The rows of the segments follow one another and cover all rows.
 pub fn attention(queries: &Tensor, segments: &[Segment<'_>], params: AttentionParams) -> Result<Tensor> {
-    reference::attention(queries, segments, params)
+    check::check(queries, segments, params)?;
+    if segments.is_empty() {
+        return queries.zeros_like();
+    }
+    if queries.device().is_cpu() {
+        cpu::attention(queries, segments, params)
+    } else {
+        reference::attention(queries, segments, params)
+    }
 }
+
+#[cfg(test)]
+mod tests;

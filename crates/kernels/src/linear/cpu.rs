@@ -78,9 +78,9 @@ pub(super) fn products<const COUNT: usize>(
     }
     let call = Call { x, rows, inputs, products: &products };
     if rows < MANY_ROWS {
-        few_rows::run(&call)
+        few_rows::run(&call);
     } else {
-        many_rows::run(&call)
+        many_rows::run(&call);
     }
     drop(products);
     let mut tensors = Vec::with_capacity(COUNT);

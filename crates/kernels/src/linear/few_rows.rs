@@ -206,6 +206,7 @@ unsafe fn group<S: Simd, W: Element, const ROWS: usize, const OUTPUTS: usize>(
                 // The same place in the next group.
                 simd.prefetch(start.wrapping_add(input + OUTPUTS * inputs));
             }
+            #[expect(clippy::needless_range_loop, reason = "the transposed sums stay in registers this way")]
             for row in 0..ROWS {
                 let x = simd.load(x.add(row * inputs + input));
                 for output in 0..OUTPUTS {
@@ -215,6 +216,7 @@ unsafe fn group<S: Simd, W: Element, const ROWS: usize, const OUTPUTS: usize>(
             input += S::LANES;
         }
         if whole < inputs {
+            #[expect(clippy::needless_range_loop, reason = "as above")]
             for row in 0..ROWS {
                 let x = simd.load_first(x.add(row * inputs + whole), inputs - whole);
                 for output in 0..OUTPUTS {

@@ -40,7 +40,7 @@ pub(crate) fn silu<S: Simd>(simd: S, x: S::Vector) -> S::Vector {
 /// GELU's tanh approximation: `x/2 · (1 + tanh u) = x · sigmoid(2u)` with `u = √(2/π) · (x + 0.044715 x³)`.
 #[inline(always)]
 pub(crate) fn gelu_tanh<S: Simd>(simd: S, x: S::Vector) -> S::Vector {
-    const MINUS_TWO_ROOT: f32 = -1.595_769_1; // -2·√(2/π)
+    const MINUS_TWO_ROOT: f32 = -1.595_769; // -2·√(2/π)
     let square = simd.mul(x, x);
     let factor = simd.fma(square, simd.splat(0.044_715 * MINUS_TWO_ROOT), simd.splat(MINUS_TWO_ROOT));
     let e = exp(simd, simd.mul(factor, x));
@@ -57,7 +57,7 @@ pub(crate) fn gelu<S: Simd>(simd: S, x: S::Vector) -> S::Vector {
         0.196_718_44,
         0.026_013_463,
         0.223_159_92,
-        -0.247_842_99,
+        -0.247_843,
         0.068_501_95,
     ];
     let one = simd.splat(1.0);

@@ -1,12 +1,14 @@
 //! Vectors of `f32`: one trait, an implementation per instruction set, chosen once at run time.
 //!
-//! A kernel is written once, as an `#[inline(always)]` function over [`Simd`], and entered through a
-//! function made by [`dispatch!`], which compiles it for every instruction set. Everything that the kernel
+//! A kernel is written once, as an `#[inline(always)]` function over `Simd`, and entered through a
+//! function made by `dispatch!`, which compiles it for every instruction set. Everything that the kernel
 //! calls with vectors must be `#[inline(always)]` too, and it must not pass vectors through closures: only
 //! code inlined into the entry function is compiled with its instructions.
 //!
 //! The best level of the machine is used, unless the environment variable `METAL_CANDLE_SIMD` names another
 //! (`avx512`, `avx2`, `neon`, `portable`); a value that is unknown or that the machine lacks is a panic.
+
+#![allow(dead_code, reason = "a complete and tested vocabulary; not every kernel set needs every word")]
 
 mod element;
 mod level;

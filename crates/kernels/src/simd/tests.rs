@@ -246,7 +246,7 @@ fn narrowing_and_widening_agree_with_half() {
     let mut numbers =
         vec![0.0, -0.0, 1.0, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN_POSITIVE, 1e-40];
     // Neighbourhoods of bf16 and f16 ties, subnormals of f16, and its overflow.
-    for base in [1.0f32, 1.0039063, 3.14159, 65504.0, 65519.9, 65520.0, 6e-8, 2.9e-8, 3e-5, 1.0005] {
+    for base in [1.0f32, 1.0039063, 3.3, 65504.0, 65519.9, 65520.0, 6e-8, 2.9e-8, 3e-5, 1.0005] {
         for step in -3i32..=3 {
             numbers.push(f32::from_bits(base.to_bits().wrapping_add_signed(step)));
             numbers.push(-f32::from_bits((base.to_bits() | 0x7fff).wrapping_add_signed(step)));

@@ -1,0 +1,15 @@
+//! The real program, run as a user runs it, on the golden model and on tiny random ones.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod bench;
+mod chat;
+mod doctor;
+mod errors;
+mod eval;
+mod generate;
+mod help;
+mod hub;
+mod prompt;
+mod support;
+#[cfg(unix)]
+mod unix;

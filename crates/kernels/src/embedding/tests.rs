@@ -1,0 +1,51 @@
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::{
+    simd::{available, with_level},
+    testing::{assert_close, message, random, wide},
+};
+
+#[test]
+fn every_level_gathers_widens_and_scales() {
+    for level in available() {
+        with_level(level, || {
+            for dtype in [DType::F32, DType::BF16, DType::F16] {
+                for (width, count) in [(1, 5), (20, 3), (64, 0), (100, 700), (896, 60)] {
+                    let table = random(1, (50, width), dtype);
+                    let ids: Vec<u32> = (0..count).map(|index| index * 7 % 50).collect();
+                    let all = wide(&table);
+                    let row = |id: &u32| all[*id as usize * width..][..width].iter().map(|value| 1.5 * value);
+                    let expected: Vec<f64> = ids.iter().flat_map(row).collect();
+                    let context = format!("{level} {dtype:?} {width}");
+                    let found = embedding(&table, &ids, 1.5, DType::F32).unwrap();
+                    assert_eq!(found.dims(), [count as usize, width]);
+                    assert_close(&found, &expected, 1e-7, &context);
+                    if count > 0 {
+                        let found = reference::embedding(&table, &ids, 1.5, DType::F32).unwrap();
+                        assert_close(&found, &expected, 1e-7, &context);
+                    }
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn without_a_scale_rows_are_exact() {
+    let table = random(1, (9, 33), DType::BF16);
+    let found = embedding(&table, &[8, 0], 1., DType::F32).unwrap();
+    assert_eq!(wide(&found), [&wide(&table)[8 * 33..], &wide(&table)[..33]].concat());
+}
+
+#[test]
+fn wrong_arguments_are_named() {
+    let table = random(1, (9, 4), DType::F32);
+    let error = |table: &Tensor, ids: &[u32], compute| message(embedding(table, ids, 1., compute));
+    let found = error(&table, &[3, 9], DType::F32);
+    assert_eq!(found, "embedding: id 9 at index 1 is outside the vocabulary of 9");
+    assert!(error(&table, &[3], DType::BF16).contains("compute dtype is BF16"));
+    assert!(error(&table.to_dtype(DType::F64).unwrap(), &[3], DType::F32).contains("`table` has dtype F64"));
+    let flat = table.flatten_all().unwrap();
+    assert_eq!(error(&flat, &[0], DType::F32), "embedding: `table` is [36], expected [vocab, D]");
+}

@@ -1,0 +1,295 @@
+//! The tokens that may still be drawn. Nothing here sorts the vocabulary.
+//!
+//! A filter that keeps "the best until their mass reaches p" is a [`Share`]. If it comes last, its border is never
+//! looked for: a token is drawn, and one scan for the mass before it says whether it belongs to the share; if not, the
+//! token and all beyond are dropped and another is drawn, which leaves the tokens of the share their exact
+//! probabilities. If another filter follows, the border is found in a histogram and settled by selection.
+
+use super::scan::{self, BLOCK, BUCKETS};
+
+/// One histogram row has a column per neighbour, so that equal places do not wait for each other's additions.
+const COLUMNS: usize = 4;
+
+/// The weights of the candidates: `2^level`, the best one weighs 1, a dropped one 0. Scratch that is kept between
+/// tokens. Positions ascend with token ids; of equal candidates the lower position is kept first.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Candidates {
+    weights: Vec<f32>,
+    /// Sum of the weights of each block; blocks of no mass are skipped by every scan.
+    masses: Vec<f32>,
+    table: Vec<[f64; COLUMNS]>,
+    border: Vec<u64>,
+}
+
+/// The smallest set of candidates, nearest to `center` first, whose masses add up to `mass`; at least one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Share {
+    /// The level whose neighbours are kept: 0 for the most likely ones.
+    pub(super) center: f32,
+    /// In units of the best candidate's weight.
+    pub(super) mass: f64,
+}
+
+impl Candidates {
+    /// Weighs all of `logits`, whose block maxima are `maxima`, at a temperature, and turns them into levels: log2 of
+    /// the weight. Levels of blocks without any mass are left undefined.
+    pub(super) fn weigh(&mut self, logits: &mut [f32], maxima: &[f32], temperature: f32) {
+        let best = scan::largest(maxima);
+        // The cap keeps 0 · scale a zero at the tiniest temperatures.
+        let scale = (std::f32::consts::LOG2_E / temperature).min(1e30);
+        self.weights.resize(logits.len(), 0.0);
+        self.masses.clear();
+        let blocks = logits.chunks_mut(BLOCK).zip(self.weights.chunks_mut(BLOCK)).zip(maxima);
+        for ((levels, weights), &maximum) in blocks {
+            if (maximum - best) * scale < scan::LOWEST_LEVEL {
+                weights.fill(0.0);
+                self.masses.push(0.0);
+                continue;
+            }
+            self.masses.push(scan::weigh(levels, weights, best, scale));
+        }
+    }
+
+    /// Whether the candidate at `position` belongs to a share. If it does not, it and all beyond it are dropped.
+    pub(super) fn reaches(&mut self, levels: &[f32], share: Share, position: usize) -> bool {
+        let distance = (share.center - levels[position]).abs().to_bits() as i32;
+        let blocks =
+            levels.chunks(BLOCK).zip(self.weights.chunks_mut(BLOCK)).zip(&mut self.masses).enumerate();
+        for (block, ((levels, weights), mass)) in blocks.filter(|(_, (_, mass))| **mass > 0.0) {
+            // Of equal distances, those at lower positions are nearer.
+            let split = position.saturating_sub(block * BLOCK).min(levels.len());
+            let (lower, higher) = weights.split_at_mut(split);
+            *mass = scan::keep_nearer(&levels[..split], lower, share.center, distance + 1)
+                + scan::keep_nearer(&levels[split..], higher, share.center, distance);
+        }
+        let before = self.total();
+        before < share.mass || before == 0.0
+    }
+
+    /// Drops all candidates outside a share.
+    pub(super) fn keep_share(&mut self, levels: &[f32], share: Share) {
+        let mut reach = 0.0;
+        let blocks = levels.chunks(BLOCK).zip(self.weights.chunks(BLOCK)).zip(&self.masses);
+        for ((levels, weights), _) in blocks.filter(|(_, mass)| **mass > 0.0) {
+            reach = scan::farthest(levels, weights, share.center).max(reach);
+        }
+        let scale = if reach > 0.0 { (BUCKETS - 1) as f32 / reach } else { 0.0 };
+        self.fill_table(levels, share.center, scale);
+        let Some((bucket, missing)) = self.find_border(share.mass) else { return };
+        self.collect_border(levels, share.center, scale, bucket);
+        let kept = partition_by_mass(&mut self.border, &self.weights, missing);
+        for &member in &self.border[kept..] {
+            self.weights[position_of(member)] = 0.0;
+        }
+        for (weights, mass) in self.weights.chunks(BLOCK).zip(&mut self.masses) {
+            if *mass > 0.0 {
+                *mass = scan::sum(weights);
+            }
+        }
+    }
+
+    /// Drops every candidate that is less than `ratio` times as likely as the best one.
+    pub(super) fn keep_min_p(&mut self, ratio: f32) {
+        for (weights, mass) in self.weights.chunks_mut(BLOCK).zip(&mut self.masses) {
+            if *mass > 0.0 {
+                scan::drop_below(weights, ratio);
+                *mass = scan::sum(weights);
+            }
+        }
+    }
+
+    /// Of the candidates whose probability is at least `threshold`, keeps only the least likely (all of them, should
+    /// several be equal).
+    pub(super) fn exclude_top(&mut self, threshold: f32) {
+        let floor = (f64::from(threshold) * self.total()) as f32;
+        let mut least = f32::INFINITY;
+        for (weights, &mass) in self.weights.chunks(BLOCK).zip(&self.masses) {
+            if mass > 0.0 && mass >= floor * 0.999 {
+                let candidates = weights.iter().filter(|&&weight| weight > 0.0 && weight >= floor);
+                least = candidates.fold(least, |least, &weight| least.min(weight));
+            }
+        }
+        for (weights, mass) in self.weights.chunks_mut(BLOCK).zip(&mut self.masses) {
+            if *mass > least * 0.999 {
+                scan::drop_above(weights, least);
+                *mass = scan::sum(weights);
+            }
+        }
+    }
+
+    /// The mass of all candidates.
+    pub(super) fn total(&self) -> f64 {
+        self.masses.iter().map(|&mass| f64::from(mass)).sum()
+    }
+
+    /// The mean level of a token drawn now. Its distance to a token's level is how atypical that token is.
+    pub(super) fn expected_level(&self, levels: &[f32]) -> f32 {
+        let blocks = levels.chunks(BLOCK).zip(self.weights.chunks(BLOCK)).zip(&self.masses);
+        let weighted: f64 = blocks
+            .filter(|(_, mass)| **mass > 0.0)
+            .map(|((levels, weights), _)| f64::from(scan::weighted_levels(levels, weights)))
+            .sum();
+        (weighted / self.total()) as f32
+    }
+
+    /// The position that a uniform number in `0..1` draws. `None` only if nothing is left.
+    pub(super) fn draw(&self, uniform: f64) -> Option<usize> {
+        let mut rest = uniform * self.total();
+        let mut last_block = None;
+        for (block, &mass) in self.masses.iter().enumerate().filter(|(_, mass)| **mass > 0.0) {
+            last_block = Some(block);
+            if rest < f64::from(mass) {
+                break;
+            }
+            rest -= f64::from(mass);
+        }
+        // Sums round: when the walk runs over the end, the last live candidate before it is the one.
+        let start = last_block? * BLOCK;
+        let end = self.weights.len().min(start + BLOCK);
+        let mut last = None;
+        for (offset, &weight) in
+            self.weights[start..end].iter().enumerate().filter(|(_, weight)| **weight > 0.0)
+        {
+            last = Some(start + offset);
+            if rest < f64::from(weight) {
+                break;
+            }
+            rest -= f64::from(weight);
+        }
+        last
+    }
+
+    /// The weights: 0 for what was dropped.
+    #[cfg(test)]
+    pub(super) fn weights(&self) -> &[f32] {
+        &self.weights
+    }
+
+    /// Adds every weight to its place's row.
+    fn fill_table(&mut self, levels: &[f32], center: f32, scale: f32) {
+        self.table.clear();
+        self.table.resize(BUCKETS, [0.0; COLUMNS]);
+        let table: &mut [[f64; COLUMNS]; BUCKETS] =
+            self.table.as_mut_slice().try_into().expect("the table was just given BUCKETS rows");
+        let mut places = [0i32; BLOCK];
+        let mut masses = [0.0f64; BLOCK];
+        let blocks = levels.chunks(BLOCK).zip(self.weights.chunks(BLOCK)).zip(&self.masses);
+        for ((levels, weights), _) in blocks.filter(|(_, mass)| **mass > 0.0) {
+            scan::places(levels, center, scale, &mut places);
+            masses.fill(0.0);
+            for (mass, &weight) in masses.iter_mut().zip(weights) {
+                *mass = f64::from(weight);
+            }
+            let rows = places.as_chunks::<COLUMNS>().0.iter().zip(masses.as_chunks::<COLUMNS>().0);
+            for (places, masses) in rows {
+                for column in 0..COLUMNS {
+                    table[places[column] as usize % BUCKETS][column] += masses[column];
+                }
+            }
+        }
+    }
+
+    /// The bucket in which the running mass first reaches `target`, and what is missing before it.
+    fn find_border(&self, target: f64) -> Option<(i32, f64)> {
+        let mut running = 0.0;
+        for (bucket, row) in self.table.iter().enumerate() {
+            let mass = row.iter().sum::<f64>();
+            if mass > 0.0 && running + mass >= target {
+                return Some((bucket as i32, target - running));
+            }
+            running += mass;
+        }
+        None
+    }
+
+    /// Drops what lies beyond the border bucket and lists its members, as keys that sort nearest first.
+    fn collect_border(&mut self, levels: &[f32], center: f32, scale: f32, bucket: i32) {
+        self.border.clear();
+        let mut places = [0i32; BLOCK];
+        let blocks = levels.chunks(BLOCK).zip(self.weights.chunks_mut(BLOCK)).zip(&self.masses).enumerate();
+        for (block, ((levels, weights), _)) in blocks.filter(|(_, (_, mass))| **mass > 0.0) {
+            scan::places(levels, center, scale, &mut places);
+            if scan::drop_beyond(weights, &places, bucket) == 0 {
+                continue;
+            }
+            for (offset, (&level, &weight)) in levels.iter().zip(&*weights).enumerate() {
+                if places[offset] == bucket && weight > 0.0 {
+                    self.border.push(member((center - level).abs().to_bits(), block * BLOCK + offset));
+                }
+            }
+        }
+    }
+}
+
+/// Finds the `count` largest of `logits`, whose block maxima are `maxima`, and leaves their positions in `best`, in no
+/// order. Of equal logits the lower positions are taken.
+pub(super) fn select_largest(logits: &[f32], maxima: &[f32], count: usize, best: &mut Vec<u64>) {
+    best.clear();
+    // The count-th largest block maximum is a bound: that many logits are at least as large.
+    let bound = if count <= maxima.len() {
+        best.extend(maxima.iter().map(|&maximum| u64::from(descending(maximum))));
+        let (_, &mut key, _) = best.select_nth_unstable(count - 1);
+        best.clear();
+        key
+    } else {
+        u64::from(u32::MAX)
+    };
+    for (block, (logits, &maximum)) in logits.chunks(BLOCK).zip(maxima).enumerate() {
+        if u64::from(descending(maximum)) > bound {
+            continue;
+        }
+        for (offset, &logit) in logits.iter().enumerate() {
+            let key = descending(logit);
+            if u64::from(key) <= bound {
+                best.push(member(key, block * BLOCK + offset));
+            }
+        }
+    }
+    if count < best.len() {
+        best.select_nth_unstable(count - 1);
+        best.truncate(count);
+    }
+}
+
+/// The position in a key of [`select_largest`].
+pub(super) fn position_of(member: u64) -> usize {
+    member as u32 as usize
+}
+
+fn member(key: u32, position: usize) -> u64 {
+    u64::from(key) << 32 | position as u64
+}
+
+/// A key that sorts larger numbers first and knows one zero only.
+fn descending(logit: f32) -> u32 {
+    let bits = (logit + 0.0).to_bits();
+    let ascending = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
+    !ascending
+}
+
+/// Moves the smallest keys to the front, just as many as it takes to reach `mass` (at least one); returns how many.
+/// Each round halves the part that is still open, so the whole is linear.
+fn partition_by_mass(members: &mut [u64], weights: &[f32], mut mass: f64) -> usize {
+    let weight = |member: &u64| f64::from(weights[position_of(*member)]);
+    if members.is_sorted() {
+        let mut running = 0.0;
+        let reached = members.iter().position(|member| {
+            running += weight(member);
+            running >= mass
+        });
+        return reached.map_or(members.len(), |index| index + 1);
+    }
+    let (mut low, mut high) = (0, members.len());
+    while high - low > 1 {
+        let half = (high - low) / 2;
+        members[low..high].select_nth_unstable(half);
+        let nearer: f64 = members[low..low + half].iter().map(weight).sum();
+        if nearer >= mass {
+            high = low + half;
+        } else {
+            mass -= nearer;
+            low += half;
+        }
+    }
+    high
+}

@@ -1,0 +1,237 @@
+//! The loops over the whole vocabulary. They are plain element loops over fixed lanes, so that the compiler turns
+//! them into vector code on every target, and sums always add up in the same order: equal on every platform.
+
+use std::array;
+
+/// Logits are scanned in blocks of this many; each block keeps its maximum and, later, its mass.
+pub(super) const BLOCK: usize = 128;
+/// Independent accumulators of one reduction: four SSE registers, two AVX ones.
+const LANES: usize = 16;
+
+/// Levels below this weigh nothing: all tokens of a vocabulary of 2^18 that are 2^40 times less likely than the
+/// best one weigh less together than one rounding error of an f32 probability.
+pub(super) const LOWEST_LEVEL: f32 = -40.0;
+
+/// Adding it to a small number rounds that number to an integer, which then stands in the low bits.
+const ROUND: f32 = 12_582_912.0;
+
+/// Places in the histogram of [`places`]; a power of two.
+pub(super) const BUCKETS: usize = 1024;
+
+/// Writes the maximum of each block to `maxima`. The position of the first NaN is the error.
+pub(super) fn block_maxima(logits: &[f32], maxima: &mut Vec<f32>) -> Result<(), usize> {
+    maxima.clear();
+    let mut unordered = false;
+    for block in logits.chunks(BLOCK) {
+        let mut best = [f32::NEG_INFINITY; LANES];
+        let (rows, rest) = block.as_chunks::<LANES>();
+        for row in rows {
+            unordered |= row.iter().fold(false, |seen, logit| seen | logit.is_nan());
+            best = array::from_fn(|lane| if row[lane] > best[lane] { row[lane] } else { best[lane] });
+        }
+        for (best, &logit) in best.iter_mut().zip(rest) {
+            unordered |= logit.is_nan();
+            *best = if logit > *best { logit } else { *best };
+        }
+        maxima.push(fold(best, |left, right| if left > right { left } else { right }));
+    }
+    if unordered {
+        return Err(logits.iter().position(|logit| logit.is_nan()).expect("a block holds a NaN"));
+    }
+    Ok(())
+}
+
+/// The largest of the block maxima.
+pub(super) fn largest(maxima: &[f32]) -> f32 {
+    maxima.iter().fold(f32::NEG_INFINITY, |best, &maximum| if maximum > best { maximum } else { best })
+}
+
+/// The first position that holds `value`, which is the largest of `maxima`.
+pub(super) fn first_position(logits: &[f32], maxima: &[f32], value: f32) -> Option<usize> {
+    let block = maxima.iter().position(|&maximum| maximum == value)?;
+    let start = block * BLOCK;
+    logits[start..].iter().position(|&logit| logit == value).map(|offset| start + offset)
+}
+
+/// Turns the logits of one block into levels, `(logit − best) · scale`, and writes `2^level` to `weights`. Returns
+/// their sum.
+pub(super) fn weigh(levels: &mut [f32], weights: &mut [f32], best: f32, scale: f32) -> f32 {
+    for (level, weight) in levels.iter_mut().zip(&mut *weights) {
+        *level = (*level - best) * scale;
+        let power = exp2(*level);
+        *weight = if *level >= LOWEST_LEVEL { power } else { 0.0 };
+    }
+    sum(weights)
+}
+
+/// Zeroes the weights whose distance from `center` is not below `limit`, in the bits of an f32; returns the sum of the
+/// others.
+pub(super) fn keep_nearer(levels: &[f32], weights: &mut [f32], center: f32, limit: i32) -> f32 {
+    for (weight, &level) in weights.iter_mut().zip(levels) {
+        let distance = (center - level).abs().to_bits() as i32;
+        *weight = if distance < limit { *weight } else { 0.0 };
+    }
+    sum(weights)
+}
+
+/// `Σ 2^((logit − best) · scale)`, which changes nothing and forgets nothing above f32's smallest number.
+pub(super) fn total_weight(logits: &[f32], best: f32, scale: f32) -> f64 {
+    let mut powers = [0.0f32; BLOCK];
+    let mut total = 0.0;
+    for block in logits.chunks(BLOCK) {
+        for (power, &logit) in powers.iter_mut().zip(block) {
+            let level = (logit - best) * scale;
+            let level = if level > -125.0 { level } else { -125.0 };
+            *power = exp2(level);
+        }
+        total += f64::from(sum(&powers[..block.len()]));
+    }
+    total
+}
+
+/// The sum of at most one block, in f32 lanes.
+pub(super) fn sum(block: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let (rows, rest) = block.as_chunks::<LANES>();
+    for row in rows {
+        lanes = array::from_fn(|lane| lanes[lane] + row[lane]);
+    }
+    for (lane, &value) in lanes.iter_mut().zip(rest) {
+        *lane += value;
+    }
+    fold(lanes, |left, right| left + right)
+}
+
+/// The sum of level times weight.
+pub(super) fn weighted_levels(levels: &[f32], weights: &[f32]) -> f32 {
+    let mut products = [0.0f32; BLOCK];
+    for ((product, &level), &weight) in products.iter_mut().zip(levels).zip(weights) {
+        // The level of a banned token is negative infinity, its weight 0.
+        let live = if level >= LOWEST_LEVEL { level } else { 0.0 };
+        *product = live * weight;
+    }
+    sum(&products[..levels.len()])
+}
+
+/// The largest distance from `center` of a level that weighs anything.
+pub(super) fn farthest(levels: &[f32], weights: &[f32], center: f32) -> f32 {
+    let mut distances = [0.0f32; BLOCK];
+    for ((distance, &level), &weight) in distances.iter_mut().zip(levels).zip(weights) {
+        let live = 0u32.wrapping_sub(u32::from(weight > 0.0));
+        // A mask, not a choice: a choice became a branch that is taken at random.
+        *distance = f32::from_bits((center - level).abs().to_bits() & live);
+    }
+    let mut lanes = [0.0f32; LANES];
+    for row in distances.as_chunks::<LANES>().0 {
+        lanes = array::from_fn(|lane| if row[lane] > lanes[lane] { row[lane] } else { lanes[lane] });
+    }
+    fold(lanes, |left, right| if left > right { left } else { right })
+}
+
+/// The histogram place of each level of a block: its distance from `center`, in `0..BUCKETS`.
+pub(super) fn places(levels: &[f32], center: f32, scale: f32, places: &mut [i32; BLOCK]) {
+    const LAST: f32 = (BUCKETS - 1) as f32;
+    for (place, &level) in places.iter_mut().zip(levels) {
+        let distance = (center - level).abs() * scale;
+        let distance = if distance < LAST { distance } else { LAST };
+        *place = (distance + ROUND).to_bits() as i32 & (BUCKETS - 1) as i32;
+    }
+}
+
+/// Zeroes the weights whose place lies beyond `border`; returns how many places are the border itself.
+pub(super) fn drop_beyond(weights: &mut [f32], places: &[i32; BLOCK], border: i32) -> i32 {
+    let mut at_border = 0;
+    for (weight, &place) in weights.iter_mut().zip(places) {
+        *weight = if place <= border { *weight } else { 0.0 };
+        at_border += i32::from(place == border);
+    }
+    at_border
+}
+
+/// Zeroes the weights below `floor`.
+pub(super) fn drop_below(weights: &mut [f32], floor: f32) {
+    for weight in weights {
+        *weight = if *weight >= floor { *weight } else { 0.0 };
+    }
+}
+
+/// Zeroes the weights above `ceiling`.
+pub(super) fn drop_above(weights: &mut [f32], ceiling: f32) {
+    for weight in weights {
+        *weight = if *weight <= ceiling { *weight } else { 0.0 };
+    }
+}
+
+/// `2^level` for levels in `-125..=0`, within 2e-7 of its value. Elsewhere it returns some number.
+/// The polynomial is a minimax fit of `2^f` on `-0.5..=0.5` that is exact at 0; only additions and multiplications,
+/// so that the result has the same bits everywhere (the platform's `exp` has not).
+#[inline(always)]
+#[allow(clippy::approx_constant, clippy::excessive_precision)]
+fn exp2(level: f32) -> f32 {
+    let shifted = level + ROUND;
+    let fraction = level - (shifted - ROUND);
+    let mut power = 0.001_326_471_5;
+    power = power * fraction + 0.009_671_513;
+    power = power * fraction + 0.055_507_34;
+    power = power * fraction + 0.240_222_42;
+    power = power * fraction + 0.693_147;
+    power = power * fraction + 1.0;
+    f32::from_bits(power.to_bits().wrapping_add(shifted.to_bits() << 23))
+}
+
+/// Combines the lanes pairwise, always in the same order.
+#[inline(always)]
+fn fold(mut lanes: [f32; LANES], combine: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] = combine(lanes[lane], lanes[lane + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp2_is_right_to_the_last_bits_and_exact_at_integers() {
+        for step in 0..=1_000_000 {
+            let level = -125.0 * step as f32 / 1_000_000.0;
+            let expected = f64::from(level).exp2();
+            let error = (f64::from(exp2(level)) / expected - 1.0).abs();
+            assert!(error < 2e-7, "2^{level}: relative error {error}");
+        }
+        for integer in 0..=125 {
+            assert_eq!(exp2(-(integer as f32)), (-f64::from(integer)).exp2() as f32);
+        }
+    }
+
+    #[test]
+    fn maxima_cover_partial_blocks_and_find_nan_anywhere() {
+        for length in [1, 15, 16, 17, 127, 128, 129, 300] {
+            let mut logits: Vec<f32> = (0..length).map(|index| (index * 37 % 101) as f32).collect();
+            let mut maxima = Vec::new();
+            assert_eq!(block_maxima(&logits, &mut maxima), Ok(()));
+            let expected: Vec<f32> =
+                logits.chunks(BLOCK).map(|block| block.iter().copied().fold(f32::MIN, f32::max)).collect();
+            assert_eq!(maxima, expected);
+            for position in 0..length {
+                let kept = logits[position];
+                logits[position] = f32::NAN;
+                assert_eq!(block_maxima(&logits, &mut maxima), Err(position));
+                logits[position] = kept;
+            }
+        }
+    }
+
+    #[test]
+    fn sums_take_every_element_once() {
+        for length in 0..=BLOCK {
+            let values: Vec<f32> = (1..=length).map(|value| value as f32).collect();
+            assert_eq!(sum(&values), (length * (length + 1) / 2) as f32);
+        }
+    }
+}
