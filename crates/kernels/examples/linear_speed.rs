@@ -3,9 +3,9 @@
 //! `cargo run --release -p metal-candle-kernels --example linear_speed [few|many]`
 #![allow(clippy::print_stdout, missing_docs)]
 
-use std::{hint::black_box, time::Instant};
+use std::{hint::black_box, ops::BitOrAssign, time::Instant};
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor};
 use metal_candle_kernels::{
     linear::{Activation, Projection, gated_linear, linear},
     pool, simd,
@@ -109,28 +109,26 @@ fn weight(outputs: usize, inputs: usize, dtype: DType) -> Result<Projection> {
 
 /// Reads all numbers and does next to nothing with them.
 fn read(tensor: &Tensor) {
-    use candle_core::{CpuStorage, Storage};
     let (storage, _) = tensor.storage_and_layout();
     let Storage::Cpu(storage) = &*storage else { return };
-    let (start, bytes) = match storage {
-        CpuStorage::F32(numbers) => (numbers.as_ptr() as usize, numbers.len() * 4),
-        CpuStorage::BF16(numbers) => (numbers.as_ptr() as usize, numbers.len() * 2),
-        CpuStorage::F16(numbers) => (numbers.as_ptr() as usize, numbers.len() * 2),
-        _ => return,
-    };
-    // SAFETY: the first whole word inside the buffer, and no more words than follow it there; any bits are a u64.
-    let words: &[u64] =
-        unsafe { std::slice::from_raw_parts(((start + 7) & !7) as *const u64, (bytes - 8) / 8) };
-    let chunk = (words.len() / (16 * pool::threads())).clamp(2048, 32768);
-    pool::for_each(words.len().div_ceil(chunk), &|index| {
-        let words = &words[index * chunk..words.len().min((index + 1) * chunk)];
-        let mut sums = [0u64; 64];
-        for words in words.chunks_exact(64) {
-            for (sum, word) in sums.iter_mut().zip(words) {
-                *sum |= word;
+    match storage {
+        CpuStorage::F32(numbers) => read_parts(numbers, f32::to_bits),
+        CpuStorage::BF16(numbers) => read_parts(numbers, half::bf16::to_bits),
+        CpuStorage::F16(numbers) => read_parts(numbers, half::f16::to_bits),
+        _ => {}
+    }
+}
+
+fn read_parts<T: Copy + Sync, B: Copy + Default + BitOrAssign>(numbers: &[T], bits: impl Fn(T) -> B + Sync) {
+    let part = (numbers.len() / (16 * pool::threads())).clamp(8192, 131_072);
+    pool::for_each(numbers.len().div_ceil(part), &|index| {
+        let mut seen = [B::default(); 128];
+        for numbers in numbers[index * part..].chunks_exact(128).take(part / 128) {
+            for (seen, &number) in seen.iter_mut().zip(numbers) {
+                *seen |= bits(number);
             }
         }
-        black_box(sums);
+        black_box(seen);
     });
 }
 

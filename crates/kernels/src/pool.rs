@@ -92,6 +92,11 @@ impl<'a, T> Disjoint<'a, T> {
         Self { start: slice.as_mut_ptr(), length: slice.len(), _slice: std::marker::PhantomData }
     }
 
+    /// Where an element would be, to prefetch it.
+    pub(crate) fn address(&self, index: usize) -> *const T {
+        self.start.wrapping_add(index)
+    }
+
     /// `slice[start..start + length]`.
     ///
     /// # Safety

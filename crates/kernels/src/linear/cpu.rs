@@ -14,6 +14,9 @@ use crate::{
 /// From this many rows on, weights are packed for tiles instead of read along their rows.
 const MANY_ROWS: usize = 24;
 
+/// Floats per cache line.
+const CACHE_LINE: usize = 16;
+
 /// One dense layer.
 pub(super) struct Layer<'a> {
     /// `[N, K]`
@@ -129,6 +132,14 @@ impl Product<'_> {
     /// The layers in the order in which [`finish`](Self::finish) takes their sums.
     pub(super) fn layers(&self) -> impl Iterator<Item = &Layer<'_>> {
         self.gate.iter().map(|(gate, _)| gate).chain([&self.layer])
+    }
+
+    /// Fetches the place of `count` columns of `row`, which will be written soon.
+    #[inline(always)]
+    pub(super) fn prefetch<S: Simd>(&self, simd: S, row: usize, column: usize, count: usize) {
+        for column in (column..column + count).step_by(CACHE_LINE) {
+            simd.prefetch(self.result.address(row * self.outputs + column));
+        }
     }
 
     /// Adds biases, applies the gate, and writes columns `column..column + count` of `row`.

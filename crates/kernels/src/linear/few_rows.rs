@@ -203,6 +203,7 @@ unsafe fn group<S: Simd, W: Element, const ROWS: usize, const OUTPUTS: usize>(
             let mut w = [simd.splat(0.0); OUTPUTS];
             for (w, start) in w.iter_mut().zip(starts) {
                 *w = W::load(simd, start.add(input));
+                // The same place in the next group.
                 simd.prefetch(start.wrapping_add(input + OUTPUTS * inputs));
             }
             #[expect(clippy::needless_range_loop, reason = "the transposed sums stay in registers this way")]

@@ -11,20 +11,29 @@ use crate::{
     view::Floats,
 };
 
-/// Steps along K that are packed at once: a panel of them stays in the second-level cache.
+/// The most steps along K that are packed at once: a panel of them stays in the second-level cache.
 const DEPTH: usize = 1024;
 
-/// Rows of `x` per task: few enough for the caches, enough to be worth the packing.
+/// The most panels that a task multiplies with each block of `x`, while a cache holds the block.
+const PANELS: usize = 4;
+
+/// Panels are grouped only as far as this many groups per thread remain, so that none waits long at the end.
+const GROUPS_PER_THREAD: usize = 6;
+
+/// The fewest tasks per thread, if there are rows to be split for it.
+const TASKS_PER_THREAD: usize = 2;
+
+/// The most rows of `x` per task: a task's sums stay in the second-level cache.
 const TASK_ROWS: usize = 1024;
 
-/// The fewest tasks per thread, if rows have to be split for it.
-const TASKS_PER_THREAD: usize = 4;
-
-/// A panel of one product, and a range of row blocks.
+/// Neighbouring panels of one product, and a range of row blocks.
 #[derive(Clone, Copy)]
 struct Task<'a> {
     product: &'a Product<'a>,
+    /// The first output.
     column: usize,
+    /// How many outputs.
+    columns: usize,
     first_block: usize,
     end_block: usize,
 }
@@ -34,27 +43,34 @@ pub(super) fn run(call: &Call<'_>) {
     let blocks = Blocks { rows: call.rows, count: call.rows.div_ceil(most_rows) };
     let width = |product: &Product<'_>| if product.gate.is_some() { columns / 2 } else { columns };
     let panels: usize = call.products.iter().map(|product| product.outputs.div_ceil(width(product))).sum();
-    let wanted = (pool::threads() * TASKS_PER_THREAD).div_ceil(panels.max(1));
+    let threads = pool::threads();
+    let group = (panels / (threads * GROUPS_PER_THREAD)).clamp(1, PANELS);
+    let groups = panels.div_ceil(group).max(1);
+    // Splitting rows costs packing the weights several times, so it is the last resort.
+    let wanted = (threads * TASKS_PER_THREAD).div_ceil(groups);
     let parts = wanted.min(blocks.count.div_ceil(4)).max(call.rows.div_ceil(TASK_ROWS));
-    let mut tasks = Vec::with_capacity(parts * panels);
+    let mut tasks = Vec::with_capacity(parts * groups);
     for part in 0..parts {
         let (first_block, end_block) = (blocks.count * part / parts, blocks.count * (part + 1) / parts);
         for product in call.products {
-            for column in (0..product.outputs).step_by(width(product)) {
-                tasks.push(Task { product, column, first_block, end_block });
+            let length = group * width(product);
+            for column in (0..product.outputs).step_by(length) {
+                let columns = length.min(product.outputs - column);
+                tasks.push(Task { product, column, columns, first_block, end_block });
             }
         }
     }
-    let depth = call.inputs.min(DEPTH);
+    let depth = call.inputs.div_ceil(call.inputs.div_ceil(DEPTH).max(1));
     with_scratch(call.rows * call.inputs, |packed| {
         pack_input(call, blocks, packed);
         let packed = &*packed;
         pool::for_each(tasks.len(), &|index| {
             let task = tasks[index];
             let rows = blocks.start(task.end_block) - blocks.start(task.first_block);
-            with_scratch((depth + rows) * columns, |scratch| {
-                let (panel, sums) = scratch.split_at_mut(depth * columns);
-                multiply_task(call, blocks, task, packed, panel, sums);
+            let panels = task.columns.div_ceil(width(task.product));
+            with_scratch((depth + rows) * columns * panels, |scratch| {
+                let (weights, sums) = scratch.split_at_mut(depth * columns * panels);
+                multiply_task(call, blocks, task, depth, packed, weights, sums);
             });
         });
     });
@@ -96,7 +112,8 @@ dispatch! {
     unsafe fn pack_rows(from: *const f32, inputs: usize, rows: usize, to: *mut f32) = pack_rows_with;
 
     fn multiply_task(
-        call: &Call<'_>, blocks: Blocks, task: Task<'_>, packed: &[f32], panel: &mut [f32], sums: &mut [f32],
+        call: &Call<'_>, blocks: Blocks, task: Task<'_>, depth: usize,
+        packed: &[f32], weights: &mut [f32], sums: &mut [f32],
     ) = task_with;
 }
 
@@ -113,23 +130,25 @@ unsafe fn pack_rows_with<S: Simd>(simd: S, from: *const f32, inputs: usize, rows
     unsafe { pack(simd, from, inputs, rows, inputs, to, rows) }
 }
 
-/// `panel` has room for as many steps along K as are done at once, `sums` for the task's tiles.
+/// `depth` steps along K at a time. For each panel, `weights` has room for so many steps and `sums` for the
+/// task's rows.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 fn task_with<S: Simd>(
     simd: S,
     call: &Call<'_>,
     blocks: Blocks,
     task: Task<'_>,
+    depth: usize,
     packed: &[f32],
-    panel: &mut [f32],
+    weights: &mut [f32],
     sums: &mut [f32],
 ) {
-    let depth = panel.len() / tile_columns::<S>();
     let mut start = 0;
     loop {
         let count = depth.min(call.inputs - start);
-        pack_panel(simd, call, task, start, count, panel);
-        multiply_panel(simd, call, blocks, task, packed, (start, count), panel, sums);
+        pack_weights(simd, call, task, (start, count), weights);
+        multiply_blocks(simd, call, blocks, task, packed, (start, count), weights, sums);
         start += count;
         if start == call.inputs {
             break;
@@ -137,29 +156,37 @@ fn task_with<S: Simd>(
     }
 }
 
-/// Packs `count` steps of the task's columns. With a gate, the left half of the panel is the gate's and the
-/// right half the other layer's; else they are neighbours.
+/// Outputs of a panel: with a gate, half of its columns belong to the gate.
 #[inline(always)]
-fn pack_panel<S: Simd>(
+fn panel_width<S: Simd>(product: &Product<'_>) -> usize {
+    if product.gate.is_some() { S::LANES } else { tile_columns::<S>() }
+}
+
+/// Packs `count` steps of the task's weights, panel by panel. With a gate, the left half of a panel is the
+/// gate's and the right half the other layer's; else they are neighbours.
+#[inline(always)]
+fn pack_weights<S: Simd>(
     simd: S,
     call: &Call<'_>,
     task: Task<'_>,
-    start: usize,
-    count: usize,
-    panel: &mut [f32],
+    (start, count): (usize, usize),
+    weights: &mut [f32],
 ) {
-    assert!(panel.len() >= count * tile_columns::<S>() && start + count <= call.inputs);
     let product = task.product;
-    let halves: [(&Layer<'_>, usize); 2] = match &product.gate {
-        Some((gate, _)) => [(gate, task.column), (&product.layer, task.column)],
-        None => [(&product.layer, task.column), (&product.layer, task.column + S::LANES)],
-    };
-    for (half, (layer, column)) in halves.into_iter().enumerate() {
+    let (stride, width) = (tile_columns::<S>(), panel_width::<S>(product));
+    let panels = task.columns.div_ceil(width);
+    assert!(weights.len() >= panels * count * stride && start + count <= call.inputs);
+    for half in 0..2 * panels {
+        let column = task.column + half / 2 * width;
+        let (layer, column): (&Layer<'_>, usize) = match &product.gate {
+            Some((gate, _)) if half % 2 == 0 => (gate, column),
+            Some(_) => (&product.layer, column),
+            None => (&product.layer, column + half % 2 * S::LANES),
+        };
         let rows = product.outputs.saturating_sub(column).min(S::LANES);
         let offset = column.min(product.outputs) * call.inputs + start;
-        let stride = tile_columns::<S>();
-        let to = panel.as_mut_ptr().wrapping_add(half * S::LANES);
-        // SAFETY: the weight has `rows` rows from `column` on, and the panel was checked above.
+        let to = weights.as_mut_ptr().wrapping_add(half / 2 * count * stride + half % 2 * S::LANES);
+        // SAFETY: the weight has `rows` rows from `column` on, and the panels were checked above.
         unsafe {
             match layer.weight {
                 Floats::F32(w) => {
@@ -176,41 +203,49 @@ fn pack_panel<S: Simd>(
     }
 }
 
-/// Multiplies the task's rows with a panel of `count` steps from `start` on; writes results after the last.
+/// Multiplies the task's rows with `count` packed steps from `start` on; writes results after the last.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-fn multiply_panel<S: Simd>(
+fn multiply_blocks<S: Simd>(
     simd: S,
     call: &Call<'_>,
     blocks: Blocks,
     task: Task<'_>,
     packed: &[f32],
     (start, count): (usize, usize),
-    panel: &[f32],
+    weights: &[f32],
     sums: &mut [f32],
 ) {
-    let columns = tile_columns::<S>();
+    let (columns, width) = (tile_columns::<S>(), panel_width::<S>(task.product));
+    let panels = task.columns.div_ceil(width);
     let first_row = blocks.start(task.first_block);
     let rows = blocks.start(task.end_block) - first_row;
-    assert!(sums.len() >= rows * columns && packed.len() == call.rows * call.inputs);
+    assert!(weights.len() >= panels * count * columns && sums.len() >= panels * rows * columns);
+    assert!(packed.len() == call.rows * call.inputs);
     let is_last = start + count == call.inputs;
-    let width = if task.product.gate.is_some() { S::LANES } else { columns };
-    let width = width.min(task.product.outputs - task.column);
     for block in task.first_block..task.end_block {
         let (first, end) = (blocks.start(block), blocks.start(block + 1));
         let rows = end - first;
-        // SAFETY: the packed input holds all blocks, the sums those of the task; tasks have columns or
-        // rows of their own.
-        unsafe {
-            let a = packed.as_ptr().add(first * call.inputs + start * rows);
-            let a = Left { start: a, row_stride: 1, step_stride: rows };
-            let c = sums.as_mut_ptr().add((first - first_row) * columns);
-            multiply(simd, rows, count, a, (panel.as_ptr(), columns), (c, columns), start > 0);
-            if is_last {
-                for row in 0..rows {
-                    let left = c.add(row * columns).cast_const();
-                    let values = if task.product.gate.is_some() { left.add(S::LANES) } else { left };
-                    task.product.finish(simd, (left, values), first + row, task.column, width);
+        for panel in 0..panels {
+            let column = task.column + panel * width;
+            // SAFETY: the packed input holds all blocks, the sums those of the task; tasks have columns
+            // or rows of their own.
+            unsafe {
+                let a = packed.as_ptr().add(first * call.inputs + start * rows);
+                let a = Left { start: a, row_stride: 1, step_stride: rows };
+                let b = weights.as_ptr().add(panel * count * columns);
+                let c = sums.as_mut_ptr().add(((first - first_row) * panels + panel * rows) * columns);
+                let width = width.min(task.columns - panel * width);
+                if is_last {
+                    (first..end).for_each(|row| task.product.prefetch(simd, row, column, width));
+                }
+                multiply(simd, rows, count, a, (b, columns), (c, columns), start > 0);
+                if is_last {
+                    for row in 0..rows {
+                        let left = c.add(row * columns).cast_const();
+                        let values = if task.product.gate.is_some() { left.add(S::LANES) } else { left };
+                        task.product.finish(simd, (left, values), first + row, column, width);
+                    }
                 }
             }
         }

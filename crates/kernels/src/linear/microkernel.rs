@@ -5,6 +5,9 @@
 
 use crate::simd::{Element, Simd};
 
+/// How many steps ahead of its use the left operand is fetched: packed, its rows lie side by side.
+const AHEAD: usize = 16;
+
 /// The most rows that [`multiply`] takes.
 pub(crate) const fn tile_rows<S: Simd>() -> usize {
     if S::REGISTERS >= 32 { 14 } else { 6 }
@@ -77,20 +80,44 @@ unsafe fn multiply_rows<S: Simd, const ROWS: usize>(
             }
         }
         let mut x = a.start;
-        for _ in 0..depth {
-            let [left, right] = [simd.load(b), simd.load(b.add(S::LANES))];
-            for (row, sums) in tile.iter_mut().enumerate() {
-                let factor = simd.splat(*x.add(row * a.row_stride));
-                sums[0] = simd.fma(factor, left, sums[0]);
-                sums[1] = simd.fma(factor, right, sums[1]);
-            }
-            b = b.wrapping_add(b_stride);
-            x = x.wrapping_add(a.step_stride);
+        for _ in 0..depth / 2 {
+            simd.prefetch(x.wrapping_add(AHEAD * a.step_stride));
+            add_step(simd, &mut tile, x, a.row_stride, b);
+            (x, b) = (x.wrapping_add(a.step_stride), b.wrapping_add(b_stride));
+            simd.prefetch(x.wrapping_add(AHEAD * a.step_stride));
+            add_step(simd, &mut tile, x, a.row_stride, b);
+            (x, b) = (x.wrapping_add(a.step_stride), b.wrapping_add(b_stride));
+        }
+        if depth % 2 == 1 {
+            add_step(simd, &mut tile, x, a.row_stride, b);
         }
         for (row, sums) in tile.iter().enumerate() {
             let c = c.add(row * c_stride);
             simd.store(c, sums[0]);
             simd.store(c.add(S::LANES), sums[1]);
+        }
+    }
+}
+
+/// One step of a tile.
+///
+/// # Safety
+/// A number of each row must be readable from `x` on, and two vectors from `b` on.
+#[inline(always)]
+unsafe fn add_step<S: Simd, const ROWS: usize>(
+    simd: S,
+    tile: &mut [[S::Vector; 2]; ROWS],
+    x: *const f32,
+    row_stride: usize,
+    b: *const f32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let [left, right] = [simd.load(b), simd.load(b.add(S::LANES))];
+        for (row, sums) in tile.iter_mut().enumerate() {
+            let factor = simd.splat(*x.add(row * row_stride));
+            sums[0] = simd.fma(factor, left, sums[0]);
+            sums[1] = simd.fma(factor, right, sums[1]);
         }
     }
 }
@@ -120,7 +147,10 @@ pub(crate) unsafe fn pack<S: Simd, W: Element>(
         unsafe {
             if count == S::LANES && rows == S::LANES {
                 for (row, vector) in tile.iter_mut().enumerate().take(S::LANES) {
-                    *vector = W::load(simd, from.wrapping_add(row * row_stride + step));
+                    let from = from.wrapping_add(row * row_stride + step);
+                    // Many short rows at once are more than the hardware fetches ahead by itself.
+                    simd.prefetch(from.wrapping_add(4 * S::LANES));
+                    *vector = W::load(simd, from);
                 }
             } else {
                 for (row, vector) in tile.iter_mut().enumerate().take(rows) {
