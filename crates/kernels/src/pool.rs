@@ -1,8 +1,9 @@
 //! The thread pool of the CPU kernels.
 //!
 //! A parallel region costs about a microsecond while the workers are awake: they watch an atomic word for
-//! a while after each region and only then go to sleep. Tasks are handed out one by one, so a slow core
-//! delays the others by one task at most. The calling thread works too.
+//! a while after each region and only then go to sleep. Each thread starts with a range of neighbouring
+//! tasks, whose memory it reads in one stream; one that has finished takes tasks from the end of another's
+//! range, so a slow core delays the others by one task at most. The calling thread works too.
 //!
 //! One region runs at a time. A second thread that starts a region meanwhile, and a task that starts one
 //! itself, run their tasks alone, in order; every kernel gives the same result either way.
@@ -17,7 +18,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
         Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread::{self, Thread},
     time::{Duration, Instant},
@@ -34,7 +35,7 @@ const WATCH: Duration = Duration::from_micros(100);
 /// With the panic of a task, once no task is running any more; tasks not yet begun are then left out.
 pub fn for_each(tasks: usize, task: &(dyn Fn(usize) + Sync)) {
     let run_alone = || (0..tasks).for_each(task);
-    if tasks <= 1 || threads() == 1 || INSIDE.get() {
+    if tasks <= 1 || tasks > u32::MAX as usize || threads() == 1 || INSIDE.get() {
         return run_alone();
     }
     let pool = pool();
@@ -137,7 +138,7 @@ fn pool() -> &'static Pool {
     static POOL: Pool = Pool {
         region: Mutex::new(Workers { handles: Vec::new(), epoch: 0 }),
         state: Padded(AtomicUsize::new(0)),
-        next: Padded(AtomicUsize::new(0)),
+        ranges: [const { Padded(Range::empty()) }; RANGES],
         job: JobCell(std::cell::UnsafeCell::new(None)),
         panic: Mutex::new(None),
     };
@@ -153,12 +154,53 @@ struct Pool {
     region: Mutex<Workers>,
     /// The region: its number, whether it is open, and how many workers are in it. See [`State`].
     state: Padded<AtomicUsize>,
-    /// The next task to hand out.
-    next: Padded<AtomicUsize>,
+    /// The tasks that are left, by the thread that they were meant for.
+    ranges: [Padded<Range>; RANGES],
     /// What to run. Written while no worker is in a region, read by workers that are in one.
     job: JobCell,
     /// The first panic of a region.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+/// Threads that have a range of tasks of their own; more than these share them.
+const RANGES: usize = 64;
+
+/// Tasks `start..end` of a region, as `end · 2³² + start`: its thread takes the first, others the last.
+struct Range(AtomicU64);
+
+impl Range {
+    const fn empty() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// Called while no worker is in a region; opening one makes it visible.
+    fn set(&self, start: usize, end: usize) {
+        self.0.store((end as u64) << 32 | start as u64, Ordering::Relaxed);
+    }
+
+    fn take_first(&self) -> Option<usize> {
+        self.take(|start, end| (start, (start + 1, end)))
+    }
+
+    fn take_last(&self) -> Option<usize> {
+        self.take(|start, end| (end - 1, (start, end - 1)))
+    }
+
+    /// `choose` is given a range that is not empty; it returns the task and what is left.
+    fn take(&self, choose: impl Fn(u64, u64) -> (u64, (u64, u64))) -> Option<usize> {
+        let mut task = None;
+        let update = |range: u64| {
+            let (start, end) = (range & u64::from(u32::MAX), range >> 32);
+            if start >= end {
+                return None;
+            }
+            let (chosen, (start, end)) = choose(start, end);
+            task = Some(chosen as usize);
+            Some(end << 32 | start)
+        };
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update).ok()?;
+        task
+    }
 }
 
 struct Workers {
@@ -179,9 +221,10 @@ struct Worker {
 struct Job {
     /// Outlives the region: [`Pool::run`] returns only when no worker is in it.
     task: *const (dyn Fn(usize) + Sync),
-    tasks: usize,
     /// How many workers may join.
     workers: usize,
+    /// How many ranges the tasks were split into.
+    ranges: usize,
     level: Option<simd::Level>,
 }
 
@@ -212,10 +255,13 @@ impl Pool {
         let task = unsafe {
             std::mem::transmute::<*const (dyn Fn(usize) + Sync), *const (dyn Fn(usize) + Sync)>(task)
         };
-        let job = Job { task, tasks, workers: wanted, level: simd::forced_level() };
+        let ranges = (wanted + 1).min(RANGES);
+        let job = Job { task, workers: wanted, ranges, level: simd::forced_level() };
         // SAFETY: the last region was left by all its workers, and this one is not open yet.
         unsafe { *self.job.0.get() = Some(job) };
-        self.next.0.store(0, Ordering::Relaxed);
+        for (index, range) in self.ranges[..ranges].iter().enumerate() {
+            range.0.set(tasks * index / ranges, tasks * (index + 1) / ranges);
+        }
         workers.epoch = workers.epoch.wrapping_add(1);
         let opened = workers.epoch << State::EPOCH_SHIFT | State::OPEN;
         // Sequentially consistent, as is a worker's going to sleep: one of the two sees the other.
@@ -226,7 +272,7 @@ impl Pool {
             }
         }
 
-        self.work(job);
+        self.work(job, 0);
 
         self.state.0.fetch_and(!State::OPEN, Ordering::AcqRel);
         let mut patience = Patience::new();
@@ -243,23 +289,22 @@ impl Pool {
         }
     }
 
-    /// Takes tasks until none is left.
-    fn work(&self, job: Job) {
+    /// Takes tasks until none is left, those of range `own` first.
+    fn work(&self, job: Job, own: usize) {
         INSIDE.set(true);
         // SAFETY: this thread is the region's caller or has joined it, so the closure is alive.
         let task = unsafe { &*job.task };
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                let index = self.next.0.fetch_add(1, Ordering::Relaxed);
-                if index >= job.tasks {
-                    break;
+            for turn in 0..job.ranges {
+                let range = &self.ranges[(own + turn) % job.ranges].0;
+                while let Some(index) = if turn == 0 { range.take_first() } else { range.take_last() } {
+                    task(index);
                 }
-                task(index);
             }
         }));
         INSIDE.set(false);
         if let Err(panic) = outcome {
-            self.next.0.store(job.tasks, Ordering::Relaxed);
+            self.ranges.iter().for_each(|range| range.0.set(0, 0));
             self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
         }
     }
@@ -288,7 +333,7 @@ impl Pool {
             let job = unsafe { *self.job.0.get() }.expect("an open region has a job");
             if worker.index < job.workers {
                 simd::set_forced_level(job.level);
-                self.work(job);
+                self.work(job, worker.index + 1);
             }
             self.state.0.fetch_sub(1, Ordering::Release);
         }
