@@ -11,7 +11,7 @@ use super::{
     stop::{StopMatcher, StopText},
 };
 use crate::{
-    Error, Result,
+    Result,
     cache::KvCache,
     language_model::LanguageModel,
     model::{LogitsFor, SequenceInput, rope::RopeSpec},
@@ -56,7 +56,6 @@ pub struct Engine {
     waiting: VecDeque<Sequence>,
     running: Vec<Sequence>,
     prefixes: VecDeque<Prefix>,
-    logits: Vec<f32>,
     next_id: u64,
 }
 
@@ -91,7 +90,6 @@ impl Engine {
             waiting: VecDeque::new(),
             running: Vec::new(),
             prefixes: VecDeque::new(),
-            logits: Vec::new(),
             next_id: 0,
         }
     }
@@ -185,9 +183,9 @@ impl Engine {
         let mut events = Vec::with_capacity(indices.len());
         let mut ended = Vec::new();
         for (row, &index) in indices.iter().enumerate() {
-            copy_row(logits, row, &mut self.logits)?;
+            let mut logits = logits.get(row)?.to_vec1::<f32>()?;
             let sequence = &mut self.running[index];
-            let outcome = sequence.next_token(&mut self.logits, &self.language_model);
+            let outcome = sequence.next_token(&mut logits, &self.language_model);
             if !matches!(&outcome, Ok(token) if token.finish.is_none()) {
                 ended.push(index);
             }
@@ -246,11 +244,6 @@ fn plan(running: &[Sequence], max_rows: usize) -> Vec<usize> {
         }
     });
     rows.collect()
-}
-
-fn copy_row(logits: &candle_core::Tensor, row: usize, into: &mut Vec<f32>) -> Result<(), Error> {
-    *into = logits.get(row)?.to_vec1::<f32>()?;
-    Ok(())
 }
 
 impl Sequence {
