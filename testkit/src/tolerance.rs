@@ -20,6 +20,8 @@ pub enum Gate {
     Linear,
     /// A normalisation.
     Norm,
+    /// Gradients of a normalisation.
+    NormBackward,
     /// A rotary embedding.
     Rope,
     /// Attention.
@@ -44,7 +46,7 @@ pub enum Precision {
 pub struct Tolerance(pub f32);
 
 /// Columns: f32, f16, bf16.
-const TABLE: [(Gate, [f32; 3]); 9] = [
+const TABLE: [(Gate, [f32; 3]); 10] = [
     // Sums of a few hundred products in another order, through a few layers. Half precision: the weights are
     // rounded alike on both sides, but activations may be rounded on one side only.
     (Gate::Logits, [2e-5, 5e-3, 2e-2]),
@@ -58,6 +60,8 @@ const TABLE: [(Gate, [f32; 3]); 9] = [
     (Gate::Linear, [1e-5, 1e-3, 8e-3]),
     // One sum, one square root, two products; then one rounding.
     (Gate::Norm, [2e-6, 1e-3, 8e-3]),
+    // Two sums over a row that partly cancel; a weight's gradient also sums over all rows.
+    (Gate::NormBackward, [1e-5, 2e-3, 1e-2]),
     // Two products and a sum; sine and cosine of large angles differ in the last bits.
     (Gate::Rope, [2e-6, 1e-3, 8e-3]),
     // Two products, an approximated exponential, one division.
@@ -153,6 +157,7 @@ mod tests {
             Gate::RopeTable,
             Gate::Linear,
             Gate::Norm,
+            Gate::NormBackward,
             Gate::Rope,
             Gate::Attention,
             Gate::GatedMlp,

@@ -9,7 +9,11 @@
 //! dtype of their file (`f32`, `bf16`, `f16`) and are widened in registers, never copied as a whole.
 
 pub mod attention;
+mod device;
 pub mod embedding;
+mod fresh;
+mod gpu;
+mod graph;
 pub mod linear;
 pub mod memory;
 mod output;

@@ -1,11 +1,16 @@
-//! The CPU implementation: one pass per row to sum the squares, one to scale, while the row is in cache.
+//! The CPU implementation, forward: one pass per row to sum the squares, one to scale, while the row is in cache.
+
+mod backward;
 
 use std::ops::Range;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
+
+pub(super) use backward::{backward, weight_backward};
 
 use super::RmsNorm;
 use crate::{
+    fresh::Fresh,
     output::{Output, filled},
     pool,
     simd::{Element, Simd, dispatch},
@@ -31,14 +36,14 @@ struct Job<'a> {
     output: Output<f32>,
 }
 
-pub(super) fn rms_norm(x: &Tensor, norm: &RmsNorm) -> Result<Tensor> {
+pub(super) fn rms_norm(x: &Tensor, norm: &RmsNorm) -> Result<Fresh> {
     let [delta, weight] = [x, &norm.weight].map(View::new);
     let delta = delta.f32s("rms_norm: `x`")?;
     let weight = weight.floats("rms_norm: `weight`")?;
     let run = |output| each_row(&Job::new(norm, weight, None, delta, 1., None, output), norm_rows);
     // SAFETY: `norm_rows` writes every row.
     let output = unsafe { filled(delta.len(), run) };
-    Tensor::from_vec(output, x.shape(), &Device::Cpu)
+    Ok(Fresh::from_vec(output, x.shape()))
 }
 
 pub(super) fn add_rms_norm(
@@ -46,7 +51,7 @@ pub(super) fn add_rms_norm(
     delta: &Tensor,
     scale: f32,
     norm: &RmsNorm,
-) -> Result<(Tensor, Tensor)> {
+) -> Result<(Fresh, Fresh)> {
     let shape = residual.shape();
     let [residual, delta, weight] = [residual, delta, &norm.weight].map(View::new);
     let residual = Some(residual.f32s("add_rms_norm: `residual`")?);
@@ -62,10 +67,10 @@ pub(super) fn add_rms_norm(
     };
     // SAFETY: as above.
     let sum = unsafe { filled(delta.len(), run) };
-    Ok((Tensor::from_vec(sum, shape, &Device::Cpu)?, Tensor::from_vec(normed, shape, &Device::Cpu)?))
+    Ok((Fresh::from_vec(sum, shape), Fresh::from_vec(normed, shape)))
 }
 
-pub(super) fn rms_norm_add(residual: &Tensor, delta: &Tensor, scale: f32, norm: &RmsNorm) -> Result<Tensor> {
+pub(super) fn rms_norm_add(residual: &Tensor, delta: &Tensor, scale: f32, norm: &RmsNorm) -> Result<Fresh> {
     let shape = residual.shape();
     let [residual, delta, weight] = [residual, delta, &norm.weight].map(View::new);
     let residual = Some(residual.f32s("rms_norm_add: `residual`")?);
@@ -74,7 +79,7 @@ pub(super) fn rms_norm_add(residual: &Tensor, delta: &Tensor, scale: f32, norm: 
     let run = |output| each_row(&Job::new(norm, weight, residual, delta, scale, None, output), norm_add_rows);
     // SAFETY: `norm_add_rows` writes every row.
     let output = unsafe { filled(delta.len(), run) };
-    Tensor::from_vec(output, shape, &Device::Cpu)
+    Ok(Fresh::from_vec(output, shape))
 }
 
 impl<'a> Job<'a> {

@@ -1,28 +1,33 @@
-//! The same arithmetic in plain candle ops.
+//! The definition in plain candle ops, in f64: what all devices are compared with, gradients included.
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, Result, Tensor};
 
 use super::RmsNorm;
 
-pub(super) fn rms_norm(x: &Tensor, norm: &RmsNorm) -> Result<Tensor> {
-    let wide = x.to_dtype(DType::F32)?;
-    let mean_square = wide.sqr()?.mean_keepdim(D::Minus1)?;
-    let normed = wide.broadcast_div(&(mean_square + f64::from(norm.epsilon))?.sqrt()?)?;
-    let weight = (norm.weight.to_dtype(DType::F32)? + f64::from(norm.weight_offset))?;
-    normed.broadcast_mul(&weight)?.to_dtype(x.dtype())
+pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, norm: &RmsNorm) -> Result<Tensor> {
+    let mean_square = x.sqr()?.mean_keepdim(D::Minus1)?;
+    let normed = x.broadcast_div(&(mean_square + f64::from(norm.epsilon))?.sqrt()?)?;
+    normed.broadcast_mul(&(weight + f64::from(norm.weight_offset))?)
 }
 
 pub(super) fn add_rms_norm(
     residual: &Tensor,
     delta: &Tensor,
     scale: f32,
+    weight: &Tensor,
     norm: &RmsNorm,
-) -> Result<(Tensor, Tensor)> {
+) -> Result<[Tensor; 2]> {
     let sum = (residual + (delta * f64::from(scale))?)?;
-    let normed = rms_norm(&sum, norm)?;
-    Ok((sum, normed))
+    let normed = rms_norm(&sum, weight, norm)?;
+    Ok([sum, normed])
 }
 
-pub(super) fn rms_norm_add(residual: &Tensor, delta: &Tensor, scale: f32, norm: &RmsNorm) -> Result<Tensor> {
-    residual + (rms_norm(delta, norm)? * f64::from(scale))?
+pub(super) fn rms_norm_add(
+    residual: &Tensor,
+    delta: &Tensor,
+    scale: f32,
+    weight: &Tensor,
+    norm: &RmsNorm,
+) -> Result<Tensor> {
+    residual + (rms_norm(delta, weight, norm)? * f64::from(scale))?
 }

@@ -12,6 +12,7 @@
 
 mod element;
 mod level;
+mod loops;
 pub(crate) mod math;
 mod portable;
 
@@ -28,6 +29,7 @@ pub(crate) use avx2::Avx2;
 pub(crate) use avx512::Avx512;
 pub(crate) use element::Element;
 pub use level::{Level, available, level, with_level};
+pub(crate) use loops::{for_vectors, load, store};
 #[cfg(target_arch = "aarch64")]
 pub(crate) use neon::Neon;
 pub(crate) use portable::Portable;

@@ -1,6 +1,8 @@
 //! What the tests of several ops share.
 #![allow(clippy::unwrap_used)]
 
+pub(crate) mod suite;
+
 use std::fmt::Debug;
 
 use candle_core::{DType, Device, Result, Shape, Tensor};

@@ -1,0 +1,49 @@
+// What the kernels need from CUDA, under the names that prelude.metal gives to the same things.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+typedef unsigned int uint;
+typedef unsigned short ushort;
+typedef unsigned long long Index;
+
+#define GLOBAL
+#define LOCAL
+#define SHARED __shared__
+#define SHARED_POINTER(type) type *
+#define FUNCTION static __device__ __forceinline__
+
+// A kernel and its parameters, numbered in their order.
+#define KERNEL(name, ...) extern "C" __global__ void name(__VA_ARGS__)
+#define READ(type, name, index) const type *__restrict__ name
+#define WRITE(type, name, index) type *__restrict__ name
+#define UPDATE(type, name, index) type *name
+#define VALUE(type, name, index) const type name
+
+// Where a thread is. WARP and LANE: 32 threads that run together.
+#define GROUP_X blockIdx.x
+#define GROUP_Y blockIdx.y
+#define GROUP_Z blockIdx.z
+#define GROUPS_X gridDim.x
+#define THREAD threadIdx.x
+#define THREADS blockDim.x
+#define BARRIER() __syncthreads()
+
+FUNCTION uint4 four(uint x, uint y, uint z, uint w) { return make_uint4(x, y, z, w); }
+FUNCTION float as_float(uint bits) { return __uint_as_float(bits); }
+FUNCTION uint as_uint(float value) { return __float_as_uint(value); }
+FUNCTION float f16_to_float(ushort bits) { return __half2float(__ushort_as_half(bits)); }
+FUNCTION ushort float_to_f16(float value) { return __half_as_ushort(__float2half_rn(value)); }
+FUNCTION ushort float_to_bf16(float value) { return __bfloat16_as_ushort(__float2bfloat16_rn(value)); }
+
+FUNCTION float warp_shuffle_xor(float value, uint mask) { return __shfl_xor_sync(~0u, value, mask); }
+FUNCTION uint warp_shuffle_xor(uint value, uint mask) { return __shfl_xor_sync(~0u, value, mask); }
+FUNCTION float fused_multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+FUNCTION float reciprocal_square_root(float value) { return rsqrtf(value); }
+FUNCTION float exponential(float value) { return __expf(value); }
+FUNCTION float logarithm(float value) { return logf(value); }
+FUNCTION float square_root(float value) { return sqrtf(value); }
+FUNCTION float hyperbolic_tangent(float value) { return tanhf(value); }
+FUNCTION float maximum(float a, float b) { return fmaxf(a, b); }
+FUNCTION float minimum(float a, float b) { return fminf(a, b); }
+FUNCTION uint minimum(uint a, uint b) { return a < b ? a : b; }
+#define INFINITE __int_as_float(0x7f800000)

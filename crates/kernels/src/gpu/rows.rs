@@ -1,0 +1,52 @@
+//! Launches over the rows of a tensor: short rows have a warp each, long rows a whole group.
+
+use candle_core::{Result, Tensor};
+
+use super::{Argument, Kernel, Launch, Variant};
+
+/// Accesses that a row kernel keeps in registers (`HELD` in the kernels).
+const HELD: usize = 4;
+/// Threads of a group that holds several rows.
+const SHARED_GROUP: usize = 256;
+/// Most threads of a group.
+const MOST: usize = 1024;
+
+/// The rows of a launch.
+pub(crate) struct Rows {
+    pub(crate) variant: Variant,
+    /// Rows.
+    pub(crate) count: u32,
+    /// Elements per row.
+    pub(crate) width: u32,
+    /// Threads per row.
+    pub(crate) row_threads: u32,
+}
+
+impl Rows {
+    /// Rows of the last dimension of the first tensor; all are accessed in the same way.
+    pub(crate) fn of(tensors: &[&Tensor]) -> Result<Self> {
+        let width = tensors[0].dims().last().copied().unwrap_or(1);
+        let variant = Variant::for_rows(tensors, width)?;
+        let accesses = width / variant.lanes();
+        let row_threads = if accesses <= HELD * 32 {
+            32
+        } else {
+            // Two accesses a thread hide the latency of each other; more threads than that wait at barriers.
+            accesses.div_ceil(2).next_multiple_of(32).min(MOST)
+        };
+        let count = tensors[0].elem_count().checked_div(width).unwrap_or(0);
+        Ok(Self {
+            variant,
+            count: u32::try_from(count)?,
+            width: u32::try_from(width)?,
+            row_threads: row_threads as u32,
+        })
+    }
+
+    pub(crate) fn launch<'a>(&self, kernel: &'static Kernel, arguments: &'a [Argument<'a>]) -> Launch<'a> {
+        let row_threads = self.row_threads as usize;
+        let threads = if row_threads == 32 { SHARED_GROUP } else { row_threads };
+        let groups = (self.count as usize).div_ceil(threads / row_threads);
+        Launch { kernel, variant: self.variant, groups: [groups, 1, 1], threads, arguments }
+    }
+}
