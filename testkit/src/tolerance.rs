@@ -28,6 +28,12 @@ pub enum Gate {
     Attention,
     /// A gated feed-forward block.
     GatedMlp,
+    /// A gated activation.
+    Gated,
+    /// Gradients of a gated activation.
+    GatedBackward,
+    /// Optimizer steps and norms of gradients.
+    Optimizer,
 }
 
 /// What the values, or the weights of a model, are stored in.
@@ -46,7 +52,7 @@ pub enum Precision {
 pub struct Tolerance(pub f32);
 
 /// Columns: f32, f16, bf16.
-const TABLE: [(Gate, [f32; 3]); 10] = [
+const TABLE: [(Gate, [f32; 3]); 13] = [
     // Sums of a few hundred products in another order, through a few layers. Half precision: the weights are
     // rounded alike on both sides, but activations may be rounded on one side only.
     (Gate::Logits, [2e-5, 5e-3, 2e-2]),
@@ -68,6 +74,12 @@ const TABLE: [(Gate, [f32; 3]); 10] = [
     (Gate::Attention, [1e-5, 2e-3, 1e-2]),
     // Two products with a rounding between them, and an approximated activation.
     (Gate::GatedMlp, [2e-5, 2e-3, 1.6e-2]),
+    // An approximated exponential, a division and two products, each rounded once.
+    (Gate::Gated, [2e-6, 1e-3, 8e-3]),
+    // As above; the slope is a difference that cancels near its zero.
+    (Gate::GatedBackward, [4e-6, 1e-3, 8e-3]),
+    // A few steps of a few roundings each; parameters are always f32.
+    (Gate::Optimizer, [5e-6, 5e-6, 5e-6]),
 ];
 
 /// The tolerance of this gate for values of this precision.
@@ -161,6 +173,9 @@ mod tests {
             Gate::Rope,
             Gate::Attention,
             Gate::GatedMlp,
+            Gate::Gated,
+            Gate::GatedBackward,
+            Gate::Optimizer,
         ] {
             assert_eq!(TABLE.iter().filter(|(row, _)| *row == gate).count(), 1, "{gate:?}");
         }

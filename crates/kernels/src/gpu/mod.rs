@@ -23,10 +23,12 @@ pub(crate) mod emulator;
 #[cfg(feature = "metal")]
 mod metal;
 
+mod flat;
 mod rows;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
+pub(crate) use flat::Flat;
 pub(crate) use rows::Rows;
 
 use crate::fresh::Fresh;

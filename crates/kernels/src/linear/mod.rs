@@ -10,6 +10,8 @@ mod reference;
 
 use candle_core::{Result, Tensor};
 
+pub use crate::gated::Activation;
+
 /// A weight `[N, K]` with its optional bias `[N]`, each in its own float dtype.
 #[derive(Debug, Clone)]
 pub struct Projection {
@@ -17,17 +19,6 @@ pub struct Projection {
     pub weight: Tensor,
     /// `[N]`
     pub bias: Option<Tensor>,
-}
-
-/// The nonlinearity of a gated layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// `x · sigmoid(x)`
-    Silu,
-    /// GELU by its tanh approximation (`gelu_pytorch_tanh`).
-    GeluTanh,
-    /// GELU by the error function (`gelu`).
-    Gelu,
 }
 
 /// `x [M, K] → [M, N]`.

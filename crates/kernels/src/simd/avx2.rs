@@ -99,6 +99,7 @@ impl Simd for Avx2 {
         div(a, b) = _mm256_div_ps;
         fma(a, b, c) = _mm256_fmadd_ps;
         max(a, b) = _mm256_max_ps;
+        sqrt(a) = _mm256_sqrt_ps;
         min(a, b) = _mm256_min_ps;
         round(a) = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>;
     }

@@ -70,6 +70,7 @@ impl Simd for Avx512 {
         max(a, b) = _mm512_max_ps;
         min(a, b) = _mm512_min_ps;
         abs(a) = _mm512_abs_ps;
+        sqrt(a) = _mm512_sqrt_ps;
         round(a) = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>;
         scale_by_power(a, n) = _mm512_scalef_ps;
     }

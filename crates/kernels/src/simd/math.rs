@@ -47,9 +47,48 @@ pub(crate) fn gelu_tanh<S: Simd>(simd: S, x: S::Vector) -> S::Vector {
     simd.div(x, simd.add(simd.splat(1.0), e))
 }
 
-/// GELU: `x · Φ(x)`, with the normal distribution's tail `Φ(-|x|) = erfcx(|x|/√2) · exp(-x²/2) / 2`.
+/// GELU: `x · Φ(x)`.
 #[inline(always)]
 pub(crate) fn gelu<S: Simd>(simd: S, x: S::Vector) -> S::Vector {
+    let (phi, _) = normal_distribution(simd, x);
+    simd.mul(x, phi)
+}
+
+/// [`silu`] and its derivative `σ · (1 + x · (1 − σ))`.
+#[inline(always)]
+pub(crate) fn silu_with_slope<S: Simd>(simd: S, x: S::Vector) -> (S::Vector, S::Vector) {
+    let one = simd.splat(1.0);
+    let e = exp(simd, simd.sub(simd.splat(0.0), x));
+    let sigmoid = simd.div(one, simd.add(one, e));
+    let value = simd.mul(x, sigmoid);
+    (value, simd.mul(sigmoid, simd.fma(x, simd.sub(one, sigmoid), one)))
+}
+
+/// [`gelu_tanh`] and its derivative.
+#[inline(always)]
+pub(crate) fn gelu_tanh_with_slope<S: Simd>(simd: S, x: S::Vector) -> (S::Vector, S::Vector) {
+    const TWO_ROOT: f32 = 1.595_769; // 2·√(2/π)
+    let one = simd.splat(1.0);
+    let square = simd.mul(x, x);
+    let factor = simd.fma(square, simd.splat(0.044_715 * TWO_ROOT), simd.splat(TWO_ROOT));
+    let e = exp(simd, simd.sub(simd.splat(0.0), simd.mul(factor, x)));
+    let sigmoid = simd.div(one, simd.add(one, e));
+    let value = simd.mul(x, sigmoid);
+    let rate = simd.fma(square, simd.splat(3.0 * 0.044_715 * TWO_ROOT), simd.splat(TWO_ROOT));
+    (value, simd.fma(simd.mul(value, simd.sub(one, sigmoid)), rate, sigmoid))
+}
+
+/// [`gelu`] and its derivative `Φ(x) + x · φ(x)`.
+#[inline(always)]
+pub(crate) fn gelu_with_slope<S: Simd>(simd: S, x: S::Vector) -> (S::Vector, S::Vector) {
+    let (phi, bell) = normal_distribution(simd, x);
+    let density = simd.mul(bell, simd.splat(0.398_942_3)); // 1/√(2π)
+    (simd.mul(x, phi), simd.fma(x, density, phi))
+}
+
+/// `Φ(x)` and `exp(-x²/2)`, with the tail `Φ(-|x|) = erfcx(|x|/√2) · exp(-x²/2) / 2`.
+#[inline(always)]
+fn normal_distribution<S: Simd>(simd: S, x: S::Vector) -> (S::Vector, S::Vector) {
     const COEFFICIENTS: [f32; 8] = [
         0.253_881_04,
         0.254_060_98,
@@ -65,10 +104,9 @@ pub(crate) fn gelu<S: Simd>(simd: S, x: S::Vector) -> S::Vector {
     let scaled = simd.fma(simd.abs(x), simd.splat(0.45 * std::f32::consts::FRAC_1_SQRT_2), one);
     let t = simd.div(one, scaled);
     let erfcx = simd.mul(t, polynomial(simd, t, COEFFICIENTS));
-    let e = exp(simd, simd.mul(simd.mul(x, x), simd.splat(-0.5)));
-    let tail = simd.mul(simd.mul(erfcx, simd.splat(0.5)), e);
-    let phi = simd.select_less(x, simd.splat(0.0), tail, simd.sub(one, tail));
-    simd.mul(x, phi)
+    let bell = exp(simd, simd.mul(simd.mul(x, x), simd.splat(-0.5)));
+    let tail = simd.mul(simd.mul(erfcx, simd.splat(0.5)), bell);
+    (simd.select_less(x, simd.splat(0.0), tail, simd.sub(one, tail)), bell)
 }
 
 /// `c₀ + c₁x + c₂x² + …` by Horner's rule.

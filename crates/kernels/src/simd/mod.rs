@@ -66,6 +66,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn min(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// `|a|`
     fn abs(self, a: Self::Vector) -> Self::Vector;
+    /// `√a`
+    fn sqrt(self, a: Self::Vector) -> Self::Vector;
     /// To the nearest integer, ties to even. `|a| < 2²²`.
     fn round(self, a: Self::Vector) -> Self::Vector;
     /// `a · 2ⁿ` for integral `n` in `-252..=254`; rounded at most twice below the normal range.

@@ -125,6 +125,7 @@ impl Simd for Neon {
         max(a, b) = vmaxq_f32;
         min(a, b) = vminq_f32;
         abs(a) = vabsq_f32;
+        sqrt(a) = vsqrtq_f32;
         round(a) = vrndnq_f32;
     }
 

@@ -60,6 +60,10 @@ impl Simd for Portable {
         a.map(f32::abs)
     }
     #[inline(always)]
+    fn sqrt(self, a: Vector) -> Vector {
+        a.map(f32::sqrt)
+    }
+    #[inline(always)]
     fn round(self, a: Vector) -> Vector {
         // Adding and subtracting 1.5·2²³ leaves the nearest integer.
         const SHIFT: f32 = 12_582_912.0;

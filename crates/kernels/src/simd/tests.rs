@@ -19,6 +19,7 @@ enum Function {
     Gelu,
     Round,
     Abs,
+    Sqrt,
     Arithmetic,
 }
 
@@ -38,6 +39,7 @@ fn apply_with<S: Simd>(simd: S, function: Function, from: &[f32], to: &mut [f32]
             Function::Gelu => math::gelu(simd, x),
             Function::Round => simd.round(x),
             Function::Abs => simd.abs(x),
+            Function::Sqrt => simd.sqrt(x),
             Function::Arithmetic => {
                 let two = simd.splat(2.0);
                 let sum = simd.div(simd.sub(simd.add(x, two), simd.mul(x, simd.splat(0.25))), two);
@@ -227,6 +229,7 @@ fn arithmetic_agrees_with_scalars() {
         let rounded = evaluate(Function::Round, &points);
         assert_eq!(rounded[..9], [-8.0, -2.0, -2.0, 0.0, 0.0, 0.0, 2.0, 2.0, 1e6], "{level}");
         assert_eq!(evaluate(Function::Abs, &points)[..3], [7.5, 2.5, 1.5], "{level}");
+        assert_eq!(evaluate(Function::Sqrt, &[0.0, 0.25, 2.0])[..3], [0.0, 0.5, 2f32.sqrt()], "{level}");
         let clamped = evaluate(Function::Arithmetic, &points);
         for (x, y) in points.into_iter().zip(clamped) {
             let exact = (0.75 * x + 2.5).clamp(-3.0, 3.0);

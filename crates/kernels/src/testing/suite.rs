@@ -38,6 +38,9 @@ pub(crate) struct Case<'a> {
     pub(crate) definition: Run<'a>,
 }
 
+/// From inputs and the gradients of results to the gradients of inputs.
+pub(crate) type Backward<'a> = &'a dyn Fn(&[Tensor], &[Tensor]) -> Result<Vec<Tensor>>;
+
 /// From inputs to results.
 pub(crate) type Run<'a> = &'a dyn Fn(&[Tensor]) -> Result<Vec<Tensor>>;
 
@@ -47,7 +50,7 @@ pub(crate) enum Gradients<'a> {
     /// The op puts itself into candle's graph.
     Recorded,
     /// A function of their own: from the inputs and the gradients of the results to those of the inputs.
-    Explicit(&'a dyn Fn(&[Tensor], &[Tensor]) -> Result<Vec<Tensor>>),
+    Explicit(Backward<'a>),
     /// It has none.
     None,
 }
@@ -65,7 +68,7 @@ pub(crate) fn rigs() -> Vec<Rig> {
     match std::env::var("METAL_CANDLE_TEST_DEVICE") {
         Err(_) => {
             let orders = if emulator::is_there() { LaneOrder::ALL.to_vec() } else { Vec::new() };
-            available().into_iter().map(Rig::Cpu).chain(orders.into_iter().map(Rig::Emulated)).collect()
+            available().map(Rig::Cpu).chain(orders.into_iter().map(Rig::Emulated)).collect()
         }
         Ok(name) => vec![Rig::Gpu(device(&name))],
     }
@@ -137,6 +140,14 @@ pub(crate) fn check(case: &Case<'_>) {
                 log(case.op, "backward", dtype, rig);
             }
         }
+    }
+}
+
+/// Something that is not a case: run on each rig, and logged as shown.
+pub(crate) fn each_rig(op: &str, pass: &str, dtype: DType, run: impl Fn(&Device)) {
+    for rig in rigs() {
+        rig.with(|| run(rig.device()));
+        log(op, pass, dtype, &rig);
     }
 }
 
