@@ -5,6 +5,7 @@
 pub mod corrupt;
 pub mod golden;
 pub mod hub_server;
+pub mod msl;
 pub mod random;
 pub mod tiny;
 pub mod tolerance;
