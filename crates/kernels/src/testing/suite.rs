@@ -15,7 +15,7 @@ use metal_candle_testkit::tolerance::{Gate, Precision, assert_close, tolerance};
 
 use super::random;
 use crate::{
-    gpu::emulator::{self, LaneOrder},
+    gpu::emulator::{self, Mode},
     simd::{Level, available, with_level},
 };
 
@@ -59,7 +59,7 @@ pub(crate) enum Gradients<'a> {
 #[derive(Debug, Clone)]
 pub(crate) enum Rig {
     Cpu(Level),
-    Emulated(LaneOrder),
+    Emulated(Mode),
     Gpu(Device),
 }
 
@@ -67,8 +67,8 @@ pub(crate) enum Rig {
 pub(crate) fn rigs() -> Vec<Rig> {
     match std::env::var("METAL_CANDLE_TEST_DEVICE") {
         Err(_) => {
-            let orders = if emulator::is_there() { LaneOrder::ALL.to_vec() } else { Vec::new() };
-            available().map(Rig::Cpu).chain(orders.into_iter().map(Rig::Emulated)).collect()
+            let modes = if emulator::is_there() { Mode::ALL.to_vec() } else { Vec::new() };
+            available().map(Rig::Cpu).chain(modes.into_iter().map(Rig::Emulated)).collect()
         }
         Ok(name) => vec![Rig::Gpu(device(&name))],
     }
@@ -86,7 +86,7 @@ impl Rig {
     pub(crate) fn with<T>(&self, run: impl FnOnce() -> T) -> T {
         match self {
             Self::Cpu(level) => with_level(*level, run),
-            Self::Emulated(order) => emulator::with(*order, run),
+            Self::Emulated(mode) => emulator::with(*mode, run),
             Self::Gpu(_) => run(),
         }
     }
@@ -106,7 +106,7 @@ impl fmt::Display for Rig {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Cpu(level) => write!(formatter, "cpu, {level}"),
-            Self::Emulated(order) => write!(formatter, "emulated metal, {order:?}"),
+            Self::Emulated(mode) => write!(formatter, "emulated metal, {mode:?}"),
             Self::Gpu(device) => write!(formatter, "{:?}", device.location()),
         }
     }
