@@ -31,19 +31,14 @@ fn main() {
             fs::write(&source, shared.clone() + &read(&kernels)).expect("OUT_DIR can be written");
             compile(&source, &out.join(format!("{name}.fatbin")));
         }
-        for source in cuda_sources(&folder) {
-            let name = source.file_stem().expect("a source has a name").to_string_lossy().into_owned();
-            let folder_name = folder.file_name().expect("a folder has a name").to_string_lossy().into_owned();
-            compile(&source, &out.join(format!("{folder_name}_{name}.fatbin")));
+        let Ok(own) = fs::read_dir(folder.join("cuda")) else { continue };
+        for source in own.map(|file| file.expect("a folder of src can be listed").path()) {
+            if source.extension().is_some_and(|extension| extension == "cu") {
+                let name = source.file_stem().expect("a source has a name").to_string_lossy().into_owned();
+                compile(&source, &out.join(format!("{name}_cuda.fatbin")));
+            }
         }
     }
-}
-
-/// What an op has for NVIDIA GPUs alone.
-fn cuda_sources(folder: &Path) -> Vec<PathBuf> {
-    let Ok(files) = fs::read_dir(folder) else { return Vec::new() };
-    let files = files.map(|file| file.expect("a folder of src can be listed").path());
-    files.filter(|file| file.extension().is_some_and(|extension| extension == "cu")).collect()
 }
 
 fn compile(source: &Path, image: &Path) {
