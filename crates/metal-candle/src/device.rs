@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use candle_core::utils::{cuda_is_available, metal_is_available};
 pub use candle_core::{DType, Device};
 pub use metal_candle_kernels::memory::{BandwidthProbe, peak_resident_bytes, physical_bytes};
-use metal_candle_kernels::{pool, simd};
+use metal_candle_kernels::{cuda_libraries, pool, simd};
 
 /// The exact version of candle underneath.
 pub const CANDLE_VERSION: &str = "0.11.1";
@@ -63,7 +63,10 @@ impl DeviceChoice {
                 Ok(accelerators.into_iter().find_map(|choice| choice.open().ok()).unwrap_or(Device::Cpu))
             }
             Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda(number) => self.accelerator("cuda", || Device::new_cuda(number)),
+            Self::Cuda(number) => self.accelerator("cuda", || {
+                require_cuda_libraries()?;
+                Device::new_cuda(number)
+            }),
             Self::Metal(number) => self.accelerator("metal", || Device::new_metal(number)),
         }
     }
@@ -87,6 +90,19 @@ impl DeviceChoice {
         }
         open().map_err(|error| DeviceError::Unavailable { device: self, reason: error.to_string() })
     }
+}
+
+/// candle panics where a library that it opens at run time is missing.
+fn require_cuda_libraries() -> candle_core::Result<()> {
+    let missing = cuda_libraries::missing();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    candle_core::bail!(
+        "{} not found; libcuda comes with NVIDIA's driver, the others with the CUDA toolkit or its Python packages: \
+         their folders belong in LD_LIBRARY_PATH",
+        missing.join(" and ")
+    )
 }
 
 impl FromStr for DeviceChoice {
@@ -197,6 +213,14 @@ mod tests {
         }
         if !cuda_is_available() && !metal_is_available() {
             assert!(DeviceChoice::Auto.open().unwrap().is_cpu());
+        }
+    }
+
+    #[test]
+    fn a_device_that_the_machine_lacks_is_an_error_that_names_it() {
+        for choice in [DeviceChoice::Cuda(4321), DeviceChoice::Metal(4321)] {
+            let message = choice.open().unwrap_err().to_string();
+            assert!(message.starts_with(&format!("{choice} ")) && message.contains("cpu"), "{message}");
         }
     }
 }

@@ -1,11 +1,13 @@
 //! Every architecture against transformers: logits, greedy tokens, and the ways to run a batch that must
-//! agree with each other. The files come from `golden/make_models.py`.
+//! agree with each other. The files come from `golden/make_models.py`. `METAL_CANDLE_TEST_DEVICE` names the device, the CPU if
+//! it is not set.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
 
 use metal_candle::{
     cache::KvCache,
+    device::{DType, Device, DeviceChoice},
     model::{Config, LoadOptions, LogitsFor, Model, SequenceInput, arch, rope::RopeSpec},
 };
 use metal_candle_testkit::{
@@ -19,13 +21,23 @@ struct Golden {
     expected: GoldenModel,
 }
 
+/// All models, with activations in f32: the CPU's always are, elsewhere they have the dtype of the weights.
 fn all() -> Vec<Golden> {
-    golden::models().into_iter().map(load).collect()
+    let device = device();
+    let dtype = (!device.is_cpu()).then_some(DType::F32);
+    golden::models().into_iter().map(|expected| load(expected, &device, dtype)).collect()
 }
 
-fn load(expected: GoldenModel) -> Golden {
+fn device() -> Device {
+    let name = std::env::var("METAL_CANDLE_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
+    let opened = name.parse::<DeviceChoice>().and_then(DeviceChoice::open);
+    opened.unwrap_or_else(|error| panic!("METAL_CANDLE_TEST_DEVICE: {error}"))
+}
+
+fn load(expected: GoldenModel, device: &Device, dtype: Option<DType>) -> Golden {
     let name = expected.name.clone();
-    let model = Model::load(&expected.folder, &LoadOptions::default(), &mut |_, _| ())
+    let options = LoadOptions { device: device.clone(), dtype, ..LoadOptions::default() };
+    let model = Model::load(&expected.folder, &options, &mut |_, _| ())
         .unwrap_or_else(|error| panic!("{name}: {error}"));
     Golden { name, model, expected }
 }
@@ -70,7 +82,7 @@ fn prefill_logits_equal_transformers() {
 #[test]
 fn bf16_and_f16_files_equal_transformers_in_their_own_dtype() {
     for (name, precision) in [("qwen2-bf16", Precision::Bf16), ("llama3-f16", Precision::F16)] {
-        let golden = load(golden::model(name));
+        let golden = load(golden::model(name), &device(), None);
         let mut cache = golden.model.new_cache();
         let logits = golden.run(golden.expected.ids("prompt"), &mut cache, LogitsFor::All).concat();
         let native = &golden.expected.floats("logits_native").values;
