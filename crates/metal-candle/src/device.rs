@@ -63,10 +63,10 @@ impl DeviceChoice {
                 Ok(accelerators.into_iter().find_map(|choice| choice.open().ok()).unwrap_or(Device::Cpu))
             }
             Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda(number) => self.accelerator("cuda", || {
-                require_cuda_libraries()?;
-                Device::new_cuda(number)
-            }),
+            Self::Cuda(number) => {
+                self.require_cuda_libraries()?;
+                self.accelerator("cuda", || Device::new_cuda(number))
+            }
             Self::Metal(number) => self.accelerator("metal", || Device::new_metal(number)),
         }
     }
@@ -80,6 +80,20 @@ impl DeviceChoice {
         }
     }
 
+    /// candle panics where a library that it opens at run time is missing.
+    fn require_cuda_libraries(self) -> Result<(), DeviceError> {
+        let missing = cuda_libraries::missing();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let reason = format!(
+            "{} not found (libcuda comes with NVIDIA's driver, the others with the CUDA toolkit or its Python \
+             packages; their folders belong in LD_LIBRARY_PATH)",
+            missing.join(", ")
+        );
+        Err(DeviceError::Unavailable { device: self, reason })
+    }
+
     fn accelerator(
         self,
         feature: &'static str,
@@ -90,19 +104,6 @@ impl DeviceChoice {
         }
         open().map_err(|error| DeviceError::Unavailable { device: self, reason: error.to_string() })
     }
-}
-
-/// candle panics where a library that it opens at run time is missing.
-fn require_cuda_libraries() -> candle_core::Result<()> {
-    let missing = cuda_libraries::missing();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    candle_core::bail!(
-        "{} not found; libcuda comes with NVIDIA's driver, the others with the CUDA toolkit or its Python packages: \
-         their folders belong in LD_LIBRARY_PATH",
-        missing.join(" and ")
-    )
 }
 
 impl FromStr for DeviceChoice {
