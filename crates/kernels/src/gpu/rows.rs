@@ -8,8 +8,8 @@ use super::{Argument, Kernel, Launch, Variant};
 const HELD: usize = 4;
 /// Threads of a group that holds several rows.
 const SHARED_GROUP: usize = 256;
-/// Most threads of a group.
-const MOST: usize = 1024;
+/// Most threads of a group: the kernels use up to 128 registers, and a group has 65,536.
+const MOST: usize = 512;
 
 /// The rows of a launch.
 pub(crate) struct Rows {
