@@ -63,13 +63,19 @@ fn fill<T: Plain + WithDType>(
         starts.push(start);
         start += elements(shape).next_multiple_of(align);
     }
-    let buffer = Tensor::from_vec(values, padded + align, &Device::Cpu)?;
-    let mut made = Vec::with_capacity(tensors.len());
-    for ((name, shape), start) in tensors.iter().zip(starts) {
-        let view = buffer.narrow(0, start, elements(shape))?.reshape(shape.as_slice())?;
-        made.push((name.clone(), if device.is_cpu() { view } else { view.to_device(device)? }));
+    if !device.is_cpu() {
+        // From slices: candle would move the whole buffer with every view of it.
+        let made = tensors.iter().zip(starts).map(|((name, shape), start)| {
+            let values = &values[start..start + elements(shape)];
+            Ok((name.clone(), Tensor::from_slice(values, shape.as_slice(), device)?))
+        });
+        return made.collect();
     }
-    Ok(made.into_iter().collect())
+    let buffer = Tensor::from_vec(values, padded + align, &Device::Cpu)?;
+    let made = tensors.iter().zip(starts).map(|((name, shape), start)| {
+        Ok((name.clone(), buffer.narrow(0, start, elements(shape))?.reshape(shape.as_slice())?))
+    });
+    made.collect()
 }
 
 /// An evenly spread number from -1 to 1 (xorshift64*: fast, and good enough for weights nobody reads).
