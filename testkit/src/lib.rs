@@ -1,4 +1,5 @@
-//! Test support: golden files, tiny random models, damaged files, a stand-in hub, the one tolerance table.
+//! Test support: golden files, tiny random models, damaged files, a stand-in hub, Metal kernels on the CPU, the one
+//! tolerance table.
 //!
 //! Everything here panics with a message when something is wrong: it is called by tests only.
 

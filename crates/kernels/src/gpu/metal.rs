@@ -26,7 +26,7 @@ pub(super) unsafe fn launch(device: &MetalDevice, launch: &Launch<'_>) -> Result
         match argument {
             Argument::Read(tensor) | Argument::Update(tensor) => {
                 let (storage, layout) = tensor.storage_and_layout();
-                let Storage::Metal(storage) = &*storage else { bail!(elsewhere(launch)) };
+                let Storage::Metal(storage) = &*storage else { bail!("{}", elsewhere(launch)) };
                 let offset = layout.start_offset() * tensor.dtype().size_in_bytes();
                 if matches!(argument, Argument::Read(_)) {
                     encoder.set_input_buffer(index, Some(storage.buffer()), offset);
@@ -35,7 +35,7 @@ pub(super) unsafe fn launch(device: &MetalDevice, launch: &Launch<'_>) -> Result
                 }
             }
             Argument::Write(fresh) => {
-                let Storage::Metal(storage) = &fresh.storage else { bail!(elsewhere(launch)) };
+                let Storage::Metal(storage) = &fresh.storage else { bail!("{}", elsewhere(launch)) };
                 encoder.set_output_buffer(index, Some(storage.buffer()), 0);
             }
             Argument::U32(value) => {
@@ -67,7 +67,9 @@ fn pipeline(device: &MetalDevice, launch: &Launch<'_>) -> Result<ComputePipeline
     let (kernel, metal) = (launch.kernel, device.metal_device());
     kernel.pipelines[launch.variant.index()].get(device.id(), || {
         let library = kernel.module.libraries.get(device.id(), || {
-            metal.new_library_with_source(kernel.module.metal, None).map_err(Error::wrap)
+            let library = metal.new_library_with_source(kernel.module.metal, None);
+            library
+                .map_err(|error| Error::wrap(error).context(format!("the kernels of {}", kernel.module.name)))
         })?;
         let function = library.get_function(&kernel.function(launch.variant), None).map_err(Error::wrap)?;
         metal.new_compute_pipeline_state_with_function(&function).map_err(Error::wrap)
