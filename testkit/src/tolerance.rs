@@ -26,6 +26,8 @@ pub enum Gate {
     Rope,
     /// Attention.
     Attention,
+    /// Gradients of attention.
+    AttentionBackward,
     /// A gated feed-forward block.
     GatedMlp,
     /// A gated activation.
@@ -52,7 +54,7 @@ pub enum Precision {
 pub struct Tolerance(pub f32);
 
 /// Columns: f32, f16, bf16.
-const TABLE: [(Gate, [f32; 3]); 13] = [
+const TABLE: [(Gate, [f32; 3]); 14] = [
     // Sums of a few hundred products in another order, through a few layers. Half precision: the weights are
     // rounded alike on both sides, but activations may be rounded on one side only.
     (Gate::Logits, [2e-5, 5e-3, 2e-2]),
@@ -72,6 +74,8 @@ const TABLE: [(Gate, [f32; 3]); 13] = [
     (Gate::Rope, [2e-6, 1e-3, 8e-3]),
     // Two products, an approximated exponential, one division.
     (Gate::Attention, [1e-5, 2e-3, 1e-2]),
+    // Three products on top of the weights, with a difference that cancels; sums over rows and shared heads.
+    (Gate::AttentionBackward, [2e-5, 4e-3, 2e-2]),
     // Two products with a rounding between them, and an approximated activation.
     (Gate::GatedMlp, [2e-5, 2e-3, 1.6e-2]),
     // An approximated exponential, a division and two products, each rounded once.
@@ -172,6 +176,7 @@ mod tests {
             Gate::NormBackward,
             Gate::Rope,
             Gate::Attention,
+            Gate::AttentionBackward,
             Gate::GatedMlp,
             Gate::Gated,
             Gate::GatedBackward,

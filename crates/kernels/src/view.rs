@@ -9,6 +9,14 @@ pub(crate) struct View<'a> {
     layout: &'a Layout,
 }
 
+/// The numbers of a tensor `[rows, heads, D]` whose rows are dense, but may lie apart: a part of a wider matrix.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StridedRows<'a> {
+    pub(crate) numbers: &'a [f32],
+    /// Floats from one row to the next.
+    pub(crate) stride: usize,
+}
+
 /// The numbers of a contiguous tensor.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Floats<'a> {
@@ -50,6 +58,42 @@ impl<'a> View<'a> {
             Floats::Bf16(_) => bail!("{name} has dtype bf16; on the CPU it must be f32"),
             Floats::F16(_) => bail!("{name} has dtype f16; on the CPU it must be f32"),
         }
+    }
+
+    /// The rows of a tensor `[rows, heads, D]` that must be `f32` and pass [`has_dense_rows`].
+    pub(crate) fn f32_rows(&self, name: &str) -> Result<StridedRows<'_>> {
+        if self.layout.is_contiguous() {
+            let width = self.layout.dims()[1..].iter().product();
+            return Ok(StridedRows { numbers: self.f32s(name)?, stride: width });
+        }
+        let Storage::Cpu(CpuStorage::F32(numbers)) = &*self.storage else {
+            bail!("{name} is not f32 on the CPU");
+        };
+        assert!(has_dense_rows(self.layout), "{name} has rows that are not dense");
+        let (dims, stride) = (self.layout.dims(), self.layout.stride()[0]);
+        let start = self.layout.start_offset();
+        let end = start + (dims[0] - 1) * stride + dims[1] * dims[2];
+        Ok(StridedRows { numbers: &numbers[start..end], stride })
+    }
+}
+
+/// Whether each row of `[rows, heads, D]` lies in one piece and the rows follow one another.
+pub(crate) fn has_dense_rows(layout: &Layout) -> bool {
+    let (&[rows, heads, head_dim], &[row, head, element]) = (layout.dims(), layout.stride()) else {
+        return false;
+    };
+    layout.is_contiguous()
+        || rows > 0
+            && (rows == 1 || row >= heads * head_dim)
+            && (heads == 1 || head == head_dim)
+            && (head_dim == 1 || element == 1)
+}
+
+impl<'a> StridedRows<'a> {
+    /// One head of one row.
+    #[inline(always)]
+    pub(crate) fn head(&self, row: usize, head: usize, head_dim: usize) -> &'a [f32] {
+        &self.numbers[row * self.stride + head * head_dim..][..head_dim]
     }
 }
 

@@ -11,12 +11,7 @@ pub(super) fn check(queries: &Tensor, segments: &[Segment<'_>], params: Attentio
     if heads == 0 || head_dim == 0 {
         bail!("attention: `queries` is {:?}, expected at least one head and one element", queries.dims());
     }
-    if params.window == Some(0) {
-        bail!("attention: `window` is 0, expected at least 1: a query sees itself");
-    }
-    if let Some(cap) = params.soft_cap.filter(|cap| !(cap.is_finite() && *cap > 0.)) {
-        bail!("attention: `soft_cap` is {cap}, expected a positive number");
-    }
+    check_params("attention", params)?;
     let mut next_row = 0;
     let mut first_groups = None;
     for (index, segment) in segments.iter().enumerate() {
@@ -37,6 +32,16 @@ pub(super) fn check(queries: &Tensor, segments: &[Segment<'_>], params: Attentio
     }
     if next_row != rows {
         bail!("attention: the segments have {next_row} rows, expected {rows} like `queries`");
+    }
+    Ok(())
+}
+
+pub(super) fn check_params(operation: &str, params: AttentionParams) -> Result<()> {
+    if params.window == Some(0) {
+        bail!("{operation}: `window` is 0, expected at least 1: a query sees itself");
+    }
+    if let Some(cap) = params.soft_cap.filter(|cap| !(cap.is_finite() && *cap > 0.)) {
+        bail!("{operation}: `soft_cap` is {cap}, expected a positive number");
     }
     Ok(())
 }

@@ -1,8 +1,10 @@
 //! The CPU implementation: online softmax over blocks of keys, read where they lie in their chunks.
 
+mod backward;
 mod call;
 mod kernel;
 mod merge;
+mod packed;
 mod plan;
 mod product;
 mod work;
@@ -14,8 +16,10 @@ use crate::{
     output::{Output, filled},
     pool,
     scratch::with_scratch,
-    view::View,
+    view::{StridedRows, View},
 };
+pub(super) use packed::{backward, forward};
+
 use call::{Cached, Call};
 use plan::{Extent, Plan};
 use work::Work;
@@ -28,23 +32,35 @@ pub(super) fn attention(
     segments: &[Segment<'_>],
     params: AttentionParams,
 ) -> Result<Tensor> {
-    let (_rows, heads, head_dim) = queries.dims3()?;
+    let (rows, heads, head_dim) = queries.dims3()?;
     let elements = View::new(queries);
     let elements = elements.f32s("attention: `queries`")?;
+    let elements = StridedRows { numbers: elements, stride: heads * head_dim };
     let views: Vec<_> = segments.iter().map(view_chunks).collect();
     let cached = segments.iter().zip(&views).map(|(segment, views)| cached(heads, segment, views, params));
     let segments = cached.collect::<Result<Vec<_>>>()?;
+    let output = mixed(elements, [rows, heads, head_dim], segments, params, None);
+    Tensor::from_vec(output, queries.shape(), &Device::Cpu)
+}
+
+/// The output, `[rows, H, D]`; writes all of `lse`, if there is one.
+fn mixed(
+    queries: StridedRows<'_>,
+    [rows, heads, head_dim]: [usize; 3],
+    segments: Vec<Cached<'_>>,
+    params: AttentionParams,
+    lse: Option<Output<f32>>,
+) -> Vec<f32> {
     let plan = Plan::new(segments.iter().map(|segment| &segment.extent), head_dim);
-    let output = with_scratch(plan.partial_length, |partials| {
+    with_scratch(plan.partial_length, |partials| {
         let partials = Output::new(partials.as_mut_ptr());
         let fill = |output| {
-            let call = Call { queries: elements, heads, head_dim, params, segments, output, partials };
+            let call = Call { queries, rows, heads, head_dim, params, segments, output, lse, partials };
             run(&call, &plan);
         };
         // SAFETY: the plan's items and merges together write every row of every head.
-        unsafe { filled(elements.len(), fill) }
-    });
-    Tensor::from_vec(output, queries.shape(), &Device::Cpu)
+        unsafe { filled(rows * heads * head_dim, fill) }
+    })
 }
 
 fn run(call: &Call<'_>, plan: &Plan) {
@@ -82,7 +98,7 @@ fn cached<'a>(
     views: &'a [[View<'_>; 2]],
     params: AttentionParams,
 ) -> Result<Cached<'a>> {
-    let (length, groups, _head_dim) = segment.chunks[0].keys.dims3()?;
+    let (length, groups, head_dim) = segment.chunks[0].keys.dims3()?;
     let extent = Extent {
         count: segment.rows.len(),
         start: segment.start,
@@ -90,10 +106,11 @@ fn cached<'a>(
         groups,
         share: heads / groups,
         window: params.window,
+        causal: true,
     };
     let read = |[keys, values]: &'a [View<'_>; 2]| {
         Ok([keys.f32s("attention: `keys`")?, values.f32s("attention: `values`")?])
     };
     let chunks = views.iter().map(read).collect::<Result<_>>()?;
-    Ok(Cached { extent, first_row: segment.rows.start, length, chunks })
+    Ok(Cached { extent, first_row: segment.rows.start, length, stride: groups * head_dim, chunks })
 }

@@ -1,16 +1,21 @@
-//! Causal grouped-query attention of new rows against the cached keys and values of their sequences.
+//! Grouped-query attention.
 //!
-//! One call serves a whole ragged batch: long prefills, chunks of prefills and single decode rows side by
+//! [`attention`]: causal, of new rows against the cached keys and values of their sequences; for inference.
+//! [`packed_attention`]: of packed sequences to themselves, with gradients; for training and encoders.
+//!
+//! One call of [`attention`] serves a whole ragged batch: long prefills, chunks of prefills and single decode rows side by
 //! side. Keys and values live in chunks (pages) owned by each sequence; nothing is concatenated and no
 //! head is repeated. H: query heads, G: key/value heads, D: head size.
 
 mod check;
 mod cpu;
+mod packed;
 mod reference;
 
 use std::ops::Range;
 
 use candle_core::{Result, Tensor};
+pub use packed::{PackedAttention, packed_attention, packed_attention_backward, packed_attention_forward};
 
 /// What is the same for all rows of a call.
 #[derive(Debug, Clone, Copy)]

@@ -76,13 +76,14 @@ unsafe fn begin<S: Simd>(simd: S, work: &Work<'_>, panel: &Panel, state: &State)
             let rows = S::LANES.min(panel.rows - lane);
             let mut starts = [0; 16];
             for (row, start) in starts.iter_mut().enumerate().take(rows) {
-                *start = call.offset(work.segment, panel, lane + row);
+                let (row, head) = call.place(work.segment, panel, lane + row);
+                *start = row * call.queries.stride + head * call.head_dim;
             }
             for column in (0..call.head_dim).step_by(S::LANES) {
                 let count = S::LANES.min(call.head_dim - column);
                 let mut tile = [simd.splat(0.); 16];
                 for (row, start) in tile.iter_mut().zip(starts).take(rows) {
-                    let query = call.queries[start + column..start + column + count].as_ptr();
+                    let query = call.queries.numbers[start + column..start + column + count].as_ptr();
                     *row = simd.mul(simd.load_first(query, count), simd.splat(scale));
                 }
                 simd.transpose(&mut tile);
@@ -106,19 +107,20 @@ unsafe fn begin<S: Simd>(simd: S, work: &Work<'_>, panel: &Panel, state: &State)
 #[inline(always)]
 unsafe fn copy<S: Simd>(simd: S, work: &Work<'_>, group: usize, block: Range<usize>) {
     let head_dim = work.call.head_dim;
-    for piece in work.segment.pieces(block, work.row) {
+    for piece in work.segment.pieces(block) {
         // SAFETY: the piece has `count` keys and values; the copies have room for a block.
         unsafe {
             if work.shares {
                 for key in (0..piece.count).step_by(S::LANES) {
-                    let from = piece.keys[key * work.row + group * head_dim..].as_ptr();
+                    let from = piece.keys[key * work.segment.stride + group * head_dim..].as_ptr();
                     let (rows, to) = (S::LANES.min(piece.count - key), work.keys.add(piece.first + key));
-                    pack(simd, from, work.row, rows, head_dim, to, PACKED_KEYS);
+                    pack(simd, from, work.segment.stride, rows, head_dim, to, PACKED_KEYS);
                 }
             }
             if work.copies_values {
                 for key in 0..piece.count {
-                    let from = piece.values[key * work.row + group * head_dim..][..head_dim].as_ptr();
+                    let from =
+                        piece.values[key * work.segment.stride + group * head_dim..][..head_dim].as_ptr();
                     let to = work.values.add((piece.first + key) * work.padded);
                     for column in (0..head_dim).step_by(S::LANES) {
                         let count = S::LANES.min(head_dim - column);
@@ -197,12 +199,12 @@ unsafe fn score<S: Simd>(
         return unsafe { product::multiply(simd, &product) };
     }
     let group = panel.group * head_dim;
-    for piece in work.segment.pieces(keys.clone(), work.row) {
+    for piece in work.segment.pieces(keys.clone()) {
         for key in (0..piece.count).step_by(TILE) {
             // SAFETY: the piece has `count` keys; the scores have room for a block.
             unsafe {
-                let start = piece.keys.as_ptr().add(key * work.row + group);
-                let a = Left { start, row_stride: work.row, step_stride: 1 };
+                let start = piece.keys.as_ptr().add(key * work.segment.stride + group);
+                let a = Left { start, row_stride: work.segment.stride, step_stride: 1 };
                 let c = (work.scores.add((piece.first + key) * width), width);
                 let product = Product { a, c, rows: TILE.min(piece.count - key), ..product };
                 if product.rows == TILE && width == S::LANES && head_dim.is_multiple_of(16) {
@@ -222,9 +224,9 @@ fn ahead(work: &Work<'_>, panel: &Panel, state: &State, position: usize) -> [*co
     // Where there are no more keys, something that is in cache anyway.
     let mut addresses = [state.queries.cast_const(); 2 * TILE];
     let end = panel.visible.end.min(position + TILE);
-    for piece in work.segment.pieces(position..end, work.row) {
+    for piece in work.segment.pieces(position..end) {
         for key in 0..piece.count {
-            let start = key * work.row + panel.group * work.call.head_dim;
+            let start = key * work.segment.stride + panel.group * work.call.head_dim;
             addresses[piece.first + key] = piece.keys[start..].as_ptr();
             addresses[TILE + piece.first + key] = piece.values[start..].as_ptr();
         }
@@ -256,12 +258,12 @@ unsafe fn mix<S: Simd>(
         // SAFETY: the caller's promise: the values of these keys were copied.
         return unsafe { product::multiply(simd, &product) };
     }
-    for piece in work.segment.pieces(keys, work.row) {
+    for piece in work.segment.pieces(keys) {
         let values = piece.values[panel.group * work.call.head_dim..].as_ptr();
         // SAFETY: the piece has `count` values, and D is a whole number of vectors.
         unsafe {
             let a = Left { start: work.scores.add(piece.first * width), ..product.a };
-            let (b, steps) = ((values, work.row), piece.count);
+            let (b, steps) = ((values, work.segment.stride), piece.count);
             product::multiply(simd, &Product { a, b, steps, ..product });
         }
     }
@@ -325,8 +327,10 @@ unsafe fn write_output<S: Simd>(simd: S, work: &Work<'_>, panel: &Panel, state: 
     for row in 0..panel.rows {
         // SAFETY: the caller's promise.
         unsafe {
-            let output = work.call.output.at(work.call.offset(work.segment, panel, row));
-            let inverse = simd.splat(1. / *state.totals.add(row));
+            let output = work.call.output.at(work.call.output_offset(work.segment, panel, row));
+            let total = *state.totals.add(row);
+            work.call.write_lse(work.segment, panel, row, *state.maxima.add(row), total);
+            let inverse = simd.splat(1. / total);
             for column in (0..head_dim).step_by(S::LANES) {
                 let sum = simd.load(state.mixed.add(row * work.padded + column));
                 let count = S::LANES.min(head_dim - column);

@@ -32,8 +32,9 @@ unsafe fn merge_panel_with<S: Simd>(simd: S, call: &Call<'_>, merge: &Merge, pan
                 *weight = (maximum(*partial) - largest).exp();
                 total += *weight * *result(*partial, layout.sums() + row);
             }
+            call.write_lse(segment, &panel, row, largest, total);
             let inverse = simd.splat(1. / total);
-            let output = call.output.at(call.offset(segment, &panel, row));
+            let output = call.output.at(call.output_offset(segment, &panel, row));
             for column in (0..call.head_dim).step_by(S::LANES) {
                 let count = S::LANES.min(call.head_dim - column);
                 let mut sum = simd.splat(0.);

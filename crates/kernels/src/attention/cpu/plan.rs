@@ -31,6 +31,8 @@ pub(super) struct Extent {
     /// Query heads per key/value head.
     pub(super) share: usize,
     pub(super) window: Option<usize>,
+    /// Whether a token sees no later ones.
+    pub(super) causal: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -99,9 +101,17 @@ impl PartialLayout {
 impl Extent {
     /// The positions that a token's rows see.
     pub(super) fn visible(&self, token: usize) -> Range<usize> {
+        if !self.causal {
+            return self.start..self.end;
+        }
         let end = self.end - self.count + token + 1;
         let start = self.window.map_or(self.start, |window| self.start.max(end.saturating_sub(window)));
         start..end
+    }
+
+    /// The positions that at least one of a head's rows sees. Rows go token by token.
+    pub(super) fn visible_to(&self, rows: Range<usize>) -> Range<usize> {
+        self.visible(rows.start / self.share).start..self.visible((rows.end - 1) / self.share).end
     }
 
     fn rows(&self) -> usize {
@@ -122,9 +132,7 @@ impl Extent {
         let per_group = self.panels_per_group();
         let first = index % per_group * PANEL;
         let rows = PANEL.min(self.rows() - first);
-        let visible =
-            self.visible(first / self.share).start..self.visible((first + rows - 1) / self.share).end;
-        Panel { group: index / per_group, first, rows, visible }
+        Panel { group: index / per_group, first, rows, visible: self.visible_to(first..first + rows) }
     }
 
     pub(super) fn partial_layout(&self, head_dim: usize) -> PartialLayout {
@@ -176,7 +184,7 @@ mod tests {
     use super::*;
 
     fn extent(count: usize, end: usize, window: Option<usize>) -> Extent {
-        Extent { count, start: 0, end, groups: 2, share: 7, window }
+        Extent { count, start: 0, end, groups: 2, share: 7, window, causal: true }
     }
 
     #[test]

@@ -15,8 +15,6 @@ pub(super) const PACKED_KEYS: usize = BLOCK + 16;
 pub(super) struct Work<'a> {
     pub(super) call: &'a Call<'a>,
     pub(super) segment: &'a Cached<'a>,
-    /// Floats from one position's keys or values to the next one's.
-    pub(super) row: usize,
     /// D rounded up to whole vectors.
     pub(super) padded: usize,
     /// Whether several panels read a head's keys, which are then packed, and values.
@@ -70,7 +68,6 @@ impl<'a> Work<'a> {
         Self {
             call,
             segment,
-            row: segment.extent.groups * call.head_dim,
             padded,
             shares,
             copies_values: shares || padded != call.head_dim,

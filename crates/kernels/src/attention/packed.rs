@@ -1,0 +1,207 @@
+//! Attention of packed sequences to themselves, forward and backward: what training and encoders need.
+//!
+//! The rows of several sequences follow one another, and a row sees only rows of its own sequence. Nothing of
+//! the size of the scores is kept: the forward pass leaves one number per row and head, the logarithm of the
+//! sum of exponentials, from which the backward pass computes the weights again.
+//! T: rows, H: query heads, G: key/value heads, D: head size.
+
+#[cfg(test)]
+mod reference;
+
+use candle_core::{DType, Result, Tensor, bail};
+
+use super::{AttentionParams, check::check_params, cpu};
+use crate::{
+    device::{self, runs_kernels},
+    fresh::Fresh,
+    graph::record3,
+    view::has_dense_rows,
+};
+
+/// Which rows see which.
+#[derive(Debug, Clone)]
+pub struct PackedAttention {
+    /// The first row of each sequence, then the number of rows: sequence `s` has the rows
+    /// `starts[s]..starts[s + 1]`.
+    pub starts: Vec<u32>,
+    /// What is the same for all rows. A window needs `causal`.
+    pub params: AttentionParams,
+    /// Whether a row sees no later ones.
+    pub causal: bool,
+}
+
+/// `queries [T, H, D]`, `keys [T, G, D]`, `values [T, G, D]` → `[T, H, D]`, recorded in candle's graph.
+///
+/// Rows may be parts of wider ones (a fused product of queries, keys and values): they are read in place.
+pub fn packed_attention(
+    queries: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    packing: &PackedAttention,
+) -> Result<Tensor> {
+    check("packed_attention", [queries, keys, values], packing)?;
+    if device::narrow_on_cpu(queries) {
+        let [wide_queries, wide_keys, wide_values] = widened([queries, keys, values])?;
+        return packed_attention(&wide_queries, &wide_keys, &wide_values, packing)?.to_dtype(queries.dtype());
+    }
+    let (out, lse) = forward("packed_attention", [queries, keys, values], packing)?;
+    let packing = packing.clone();
+    record3("packed_attention", out, [queries, keys, values], move |inputs, out, d_out| {
+        let [queries, keys, values] = inputs;
+        let (d_queries, d_keys, d_values) =
+            packed_attention_backward(queries, keys, values, out, &lse, d_out, &packing)?;
+        Ok([Some(d_queries), Some(d_keys), Some(d_values)])
+    })
+}
+
+/// [`packed_attention`] outside of the graph, with what [`packed_attention_backward`] needs: returns the
+/// output and, `[H, T]` in f32, the natural logarithm of each row's sum of exponentials.
+pub fn packed_attention_forward(
+    queries: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    packing: &PackedAttention,
+) -> Result<(Tensor, Tensor)> {
+    check("packed_attention_forward", [queries, keys, values], packing)?;
+    let inputs = [queries, keys, values];
+    if device::narrow_on_cpu(queries) {
+        let inputs = widened(inputs)?;
+        let (out, lse) = forward("packed_attention_forward", inputs.each_ref(), packing)?;
+        return Ok((out.into_tensor().to_dtype(queries.dtype())?, lse));
+    }
+    let (out, lse) = forward("packed_attention_forward", inputs, packing)?;
+    Ok((out.into_tensor(), lse))
+}
+
+/// The gradients of queries, keys and values from that of the output. `out` and `lse` are what
+/// [`packed_attention_forward`] returned.
+pub fn packed_attention_backward(
+    queries: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    out: &Tensor,
+    lse: &Tensor,
+    d_out: &Tensor,
+    packing: &PackedAttention,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    const NAME: &str = "packed_attention_backward";
+    check(NAME, [queries, keys, values], packing)?;
+    check_saved(queries, out, lse, d_out)?;
+    let dtype = queries.dtype();
+    let inputs = [queries, keys, values, out, d_out];
+    let inputs = if device::narrow_on_cpu(queries) { widened(inputs)? } else { inputs.map(Tensor::clone) };
+    let [queries, keys, values, out, d_out] = inputs;
+    refuse_gpu(NAME, &queries)?;
+    let [queries, out, d_out] =
+        [with_dense_rows(&queries)?, with_dense_rows(&out)?, with_dense_rows(&d_out)?];
+    let (keys, values) = (with_dense_rows(&keys)?, with_dense_rows(&values)?);
+    let gradients =
+        cpu::backward([&queries, &keys, &values, &out, &d_out], &lse.detach().contiguous()?, packing)?;
+    let [d_queries, d_keys, d_values] = gradients.map(|gradient| gradient.into_tensor().to_dtype(dtype));
+    Ok((d_queries?, d_keys?, d_values?))
+}
+
+fn forward(
+    operation: &str,
+    [queries, keys, values]: [&Tensor; 3],
+    packing: &PackedAttention,
+) -> Result<(Fresh, Tensor)> {
+    refuse_gpu(operation, queries)?;
+    let inputs = [with_dense_rows(queries)?, with_dense_rows(keys)?, with_dense_rows(values)?];
+    let (out, lse) = cpu::forward(inputs.each_ref(), packing)?;
+    Ok((out, lse.into_tensor()))
+}
+
+fn refuse_gpu(operation: &str, queries: &Tensor) -> Result<()> {
+    if runs_kernels(queries.device()) {
+        let device = queries.device().location();
+        bail!("{operation}: there is no kernel for {device:?} yet; move the tensors to the CPU");
+    }
+    Ok(())
+}
+
+fn widened<const N: usize>(tensors: [&Tensor; N]) -> Result<[Tensor; N]> {
+    let mut wide = tensors.map(Tensor::clone);
+    for tensor in &mut wide {
+        *tensor = tensor.to_dtype(DType::F32)?;
+    }
+    Ok(wide)
+}
+
+/// The tensor, outside of the graph; itself if its rows can be read in place.
+fn with_dense_rows(tensor: &Tensor) -> Result<Tensor> {
+    let tensor = tensor.detach();
+    if has_dense_rows(tensor.layout()) { Ok(tensor) } else { tensor.contiguous() }
+}
+
+fn check(operation: &str, [queries, keys, values]: [&Tensor; 3], packing: &PackedAttention) -> Result<()> {
+    let &[rows, heads, head_dim] = queries.dims() else {
+        bail!("{operation}: `queries` is {:?}, expected [T, H, D]", queries.dims());
+    };
+    let &[key_rows, groups, key_dim] = keys.dims() else {
+        bail!("{operation}: `keys` is {:?}, expected [T, G, D]", keys.dims());
+    };
+    if heads == 0 || head_dim == 0 {
+        bail!("{operation}: `queries` is {:?}, expected at least one head and one element", queries.dims());
+    }
+    if (key_rows, key_dim) != (rows, head_dim) {
+        let (found, expected) = (keys.dims(), queries.dims());
+        bail!(
+            "{operation}: `keys` is {found:?}, expected [{rows}, G, {head_dim}] for `queries` {expected:?}"
+        );
+    }
+    if groups == 0 || heads % groups != 0 {
+        bail!("{operation}: `keys` has {groups} heads, expected a divisor of the {heads} of `queries`");
+    }
+    if values.dims() != keys.dims() {
+        bail!("{operation}: `values` is {:?}, expected {:?} like `keys`", values.dims(), keys.dims());
+    }
+    for (name, tensor) in [("keys", keys), ("values", values)] {
+        if tensor.dtype() != queries.dtype() {
+            let (found, expected) = (tensor.dtype(), queries.dtype());
+            bail!("{operation}: `{name}` is {found:?}, expected {expected:?} like `queries`");
+        }
+    }
+    check_params(operation, packing.params)?;
+    if packing.params.window.is_some() && !packing.causal {
+        bail!("{operation}: `window` needs `causal`; leave it out where rows see later ones");
+    }
+    check_starts(operation, &packing.starts, rows)
+}
+
+fn check_starts(operation: &str, starts: &[u32], rows: usize) -> Result<()> {
+    if starts.first() != Some(&0) || starts.last().map(|&end| end as usize) != Some(rows) {
+        let (first, last) = (starts.first(), starts.last());
+        bail!("{operation}: `starts` goes from {first:?} to {last:?}, expected from 0 to {rows}, the rows");
+    }
+    if let Some(index) = starts.windows(2).position(|pair| pair[0] >= pair[1]) {
+        let pair = &starts[index..index + 2];
+        bail!("{operation}: `starts` has {pair:?} at {index}, expected at least one row per sequence");
+    }
+    Ok(())
+}
+
+fn check_saved(queries: &Tensor, out: &Tensor, lse: &Tensor, d_out: &Tensor) -> Result<()> {
+    for (name, tensor) in [("out", out), ("d_out", d_out)] {
+        if tensor.dims() != queries.dims() || tensor.dtype() != queries.dtype() {
+            let (found, dtype) = (tensor.dims(), tensor.dtype());
+            let (expected, expected_dtype) = (queries.dims(), queries.dtype());
+            bail!(
+                "packed_attention_backward: `{name}` is {found:?} {dtype:?}, expected {expected:?} \
+                 {expected_dtype:?} like `queries`"
+            );
+        }
+    }
+    let expected = [queries.dims()[1], queries.dims()[0]];
+    if lse.dims() != expected || lse.dtype() != DType::F32 {
+        let (found, dtype) = (lse.dims(), lse.dtype());
+        bail!("packed_attention_backward: `lse` is {found:?} {dtype:?}, expected {expected:?} F32");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod suite;
+#[cfg(test)]
+mod tests;
