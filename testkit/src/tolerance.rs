@@ -18,6 +18,8 @@ pub enum Gate {
     RopeTable,
     /// A matrix product.
     Linear,
+    /// Gradients of a matrix product.
+    LinearBackward,
     /// A normalisation.
     Norm,
     /// Gradients of a normalisation.
@@ -52,7 +54,7 @@ pub enum Precision {
 pub struct Tolerance(pub f32);
 
 /// Columns: f32, f16, bf16.
-const TABLE: [(Gate, [f32; 3]); 13] = [
+const TABLE: [(Gate, [f32; 3]); 14] = [
     // Sums of a few hundred products in another order, through a few layers. Half precision: the weights are
     // rounded alike on both sides, but activations may be rounded on one side only.
     (Gate::Logits, [2e-5, 5e-3, 2e-2]),
@@ -64,6 +66,8 @@ const TABLE: [(Gate, [f32; 3]); 13] = [
     (Gate::RopeTable, [1e-6, 1e-6, 1e-6]),
     // Up to a few thousand terms in another order; the result is rounded once to the storage type.
     (Gate::Linear, [1e-5, 1e-3, 8e-3]),
+    // As above; the sum may have to be as long as all rows.
+    (Gate::LinearBackward, [1e-5, 1e-3, 8e-3]),
     // One sum, one square root, two products; then one rounding.
     (Gate::Norm, [2e-6, 1e-3, 8e-3]),
     // Two sums over a row that partly cancel; a weight's gradient also sums over all rows.
@@ -168,6 +172,7 @@ mod tests {
             Gate::Loss,
             Gate::RopeTable,
             Gate::Linear,
+            Gate::LinearBackward,
             Gate::Norm,
             Gate::NormBackward,
             Gate::Rope,

@@ -17,6 +17,7 @@ pub mod gated;
 mod gpu;
 mod graph;
 pub mod linear;
+mod matmul;
 pub mod memory;
 pub mod optimizer;
 mod output;
