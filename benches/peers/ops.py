@@ -41,7 +41,27 @@ def linear(case, single):
     return (lambda: dy @ weight) if single == "backward" else (lambda: dy.t() @ x)
 
 
-OPS = {"linear": linear}
+def lora(case, single):
+    sizes, rank = case.split(" rank ")
+    (rows, inputs, outputs), rank = map(int, sizes.split("x")), int(rank)
+    a, b, weight = torch.randn(rank, inputs), torch.randn(outputs, rank), torch.randn(outputs, inputs)
+    x, y, dy = torch.randn(rows, inputs), torch.randn(rows, outputs), torch.randn(rows, outputs)
+    projected = x @ a.t()
+    dx, da, db = torch.zeros_like(x), torch.zeros_like(a), torch.zeros_like(b)
+
+    def forward():
+        y.addmm_(x @ a.t(), b.t(), alpha=2.0)
+
+    def backward():
+        g = dy @ b * 2.0
+        dx.addmm_(g, a)
+        da.addmm_(g.t(), x)
+        db.addmm_(dy.t(), projected, alpha=2.0)
+
+    return {"forward": forward, "backward": backward, "dora norm": lambda: torch.linalg.norm(weight + 2.0 * (b @ a), dim=1)}[single]
+
+
+OPS = {"linear": linear, "lora": lora}
 
 ratios, ours, theirs = {}, {}, {}
 for number in range(options.rounds):

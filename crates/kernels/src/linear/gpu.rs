@@ -1,4 +1,4 @@
-//! The GPU implementation: the device's own matrix product; biases are added in place.
+//! The GPU implementation: the device's own matrix product, and a kernel that adds biases.
 
 use candle_core::{Result, Tensor};
 
@@ -18,10 +18,10 @@ const THREADS: usize = 256;
 /// `x [M, K]`
 pub(super) fn linear(x: &Tensor, projection: &Projection) -> Result<Fresh> {
     let y = matmul(x, &projection.weight.detach().to_dtype(x.dtype())?.t()?)?;
-    if let Some(bias) = &projection.bias {
-        add_bias(x, &y, &bias.detach().to_dtype(x.dtype())?)?;
+    match &projection.bias {
+        Some(bias) => add_bias(&y.into_tensor(), &bias.detach().to_dtype(x.dtype())?),
+        None => Ok(y),
     }
-    Ok(y)
 }
 
 pub(super) fn input_gradient(dy: &Tensor, weight: &Tensor) -> Result<Fresh> {
@@ -32,24 +32,27 @@ pub(super) fn weight_gradient(x: &Tensor, dy: &Tensor) -> Result<Fresh> {
     matmul(&dy.t()?, x)
 }
 
-/// `y [M, N] += bias`; `x` tells dtype and device.
-fn add_bias(x: &Tensor, y: &Fresh, bias: &Tensor) -> Result<()> {
-    let (rows, outputs) = y.shape.dims2()?;
-    // The result starts at the start of its memory: only the bias may be misaligned.
-    let variant = Variant::for_rows(&[bias], outputs)?;
-    let accesses = outputs / variant.lanes();
+/// `product [M, N] + bias`
+fn add_bias(product: &Tensor, bias: &Tensor) -> Result<Fresh> {
+    let outputs = product.dim(1)?;
+    let variant = Variant::for_rows(&[product, bias], outputs)?;
+    let (accesses, all) = (outputs / variant.lanes(), product.elem_count() / variant.lanes());
+    // SAFETY: the kernel writes every element.
+    let y = unsafe { Fresh::uninitialized(product.shape(), product.dtype(), product.device())? };
     let added = Launch {
         kernel: &ADD_BIAS,
         variant,
-        groups: [(rows * accesses).div_ceil(THREADS), 1, 1],
+        groups: [all.div_ceil(THREADS), 1, 1],
         threads: THREADS,
         arguments: &[
+            Argument::Read(product),
             Argument::Read(bias),
-            Argument::Write(y),
-            Argument::U32(u32::try_from(rows)?),
+            Argument::Write(&y),
+            Argument::U32(u32::try_from(all)?),
             Argument::U32(u32::try_from(accesses)?),
         ],
     };
-    // SAFETY: as `add_bias` in kernels.gpu asks; the product has written all of `y`, which is `[rows, outputs]`.
-    unsafe { launch(x.device(), &added) }
+    // SAFETY: as `add_bias` in kernels.gpu asks; `bias` has as many elements as a row.
+    unsafe { launch(product.device(), &added)? };
+    Ok(y)
 }

@@ -148,7 +148,7 @@ fn is_trained(projection: &Projection) -> bool {
 }
 
 /// `[M, K]`, contiguous and outside of the graph.
-fn rows(x: &Tensor) -> Result<Tensor> {
+pub(crate) fn rows(x: &Tensor) -> Result<Tensor> {
     let x = x.detach();
     let Ok(width) = x.dim(D::Minus1) else { bail!("linear: `x` is a scalar, expected [.., K]") };
     let rows = x.elem_count().checked_div(width).unwrap_or_else(|| {
@@ -159,7 +159,7 @@ fn rows(x: &Tensor) -> Result<Tensor> {
 }
 
 /// The dimensions of `x`, with another last one.
-fn with_width(x: &Tensor, width: usize) -> Vec<usize> {
+pub(crate) fn with_width(x: &Tensor, width: usize) -> Vec<usize> {
     let dims = x.dims();
     [&dims[..dims.len() - 1], &[width]].concat()
 }
