@@ -1,7 +1,7 @@
 """Makes golden/ops: what PyTorch computes in f64 for single ops, gradients included.
 
     python golden/make_ops.py              # all of them
-    python golden/make_ops.py attention    # only these
+    python golden/make_ops.py attention lora    # only these
 
 One function per op; it returns the tensors of its file, named `case.tensor`. Inputs are rounded to f32 before anything is
 computed, so that the stored ones are exactly those. Deterministic: the seed is the op's name.
@@ -65,7 +65,43 @@ def attention():
     return tensors
 
 
-OPS = {"attention": attention}
+def lora():
+    """A layer of 30 inputs and 44 outputs with PEFT's adapter of rank 5: `lora_alpha` 7, so a scale of 1.4."""
+    return peft_layer(use_dora=False)
+
+
+def dora():
+    """The same with magnitudes, which training has moved away from the norms."""
+    return peft_layer(use_dora=True)
+
+
+def peft_layer(use_dora):
+    from peft import LoraConfig, inject_adapter_in_model
+
+    model = torch.nn.Sequential(torch.nn.Linear(30, 44)).to(torch.float64)
+    config = LoraConfig(r=5, lora_alpha=7, lora_dropout=0.0, target_modules=["0"], use_dora=use_dora)
+    layer = inject_adapter_in_model(config, model)[0]
+    weight, bias, a, b = random(44, 30), random(44), random(5, 30), random(44, 5)
+    parameters = {"a": layer.lora_A["default"].weight, "b": layer.lora_B["default"].weight}
+    values = {"a": a, "b": b}
+    if use_dora:
+        parameters["magnitude"] = layer.lora_magnitude_vector["default"].weight
+        values["magnitude"] = random(44)
+    with torch.no_grad():
+        layer.base_layer.weight.copy_(weight)
+        layer.base_layer.bias.copy_(bias)
+        for name, parameter in parameters.items():
+            parameter.data = values[name].detach().clone()
+    model.train()
+    x = random(3, 7, 30)
+    y = model(x)
+    dy = random(*y.shape)
+    y.backward(dy)
+    tensors = dict(x=x, weight=weight, bias=bias, dy=dy, y=y, d_x=x.grad) | values
+    return tensors | {f"d_{name}": parameter.grad for name, parameter in parameters.items()}
+
+
+OPS = {op.__name__: op for op in (attention, dora, lora)}
 
 if __name__ == "__main__":
     main()

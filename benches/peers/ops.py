@@ -1,6 +1,6 @@
 """Our ops beside PyTorch's, one by one, interleaved; prints ratios.
 
-    python benches/peers/ops.py --program target/release/examples/op_speed attention
+    python benches/peers/ops.py --program target/release/examples/op_speed attention linear
 
 The program is the example `op_speed` of crates/kernels. A ratio above one means that ours is faster.
 """
@@ -47,7 +47,36 @@ def attention(case, single):
     return lambda: torch.autograd.grad(out, inputs, d_out, retain_graph=True)
 
 
-OPS = {"attention": attention}
+def linear(case, single):
+    sizes, _ = case.split()
+    rows, inputs, outputs = map(int, sizes.split("x"))
+    weight, x, dy = torch.randn(outputs, inputs), torch.randn(rows, inputs), torch.randn(rows, outputs)
+    if single == "forward":
+        return lambda: torch.nn.functional.linear(x, weight)
+    return (lambda: dy @ weight) if single == "backward" else (lambda: dy.t() @ x)
+
+
+def lora(case, single):
+    sizes, rank = case.split(" rank ")
+    (rows, inputs, outputs), rank = map(int, sizes.split("x")), int(rank)
+    a, b, weight = torch.randn(rank, inputs), torch.randn(outputs, rank), torch.randn(outputs, inputs)
+    x, y, dy = torch.randn(rows, inputs), torch.randn(rows, outputs), torch.randn(rows, outputs)
+    projected = x @ a.t()
+    dx, da, db = torch.zeros_like(x), torch.zeros_like(a), torch.zeros_like(b)
+
+    def forward():
+        y.addmm_(x @ a.t(), b.t(), alpha=2.0)
+
+    def backward():
+        g = dy @ b * 2.0
+        dx.addmm_(g, a)
+        da.addmm_(g.t(), x)
+        db.addmm_(dy.t(), projected, alpha=2.0)
+
+    return {"forward": forward, "backward": backward, "dora norm": lambda: torch.linalg.norm(weight + 2.0 * (b @ a), dim=1)}[single]
+
+
+OPS = {"attention": attention, "linear": linear, "lora": lora}
 
 ratios, ours, theirs = {}, {}, {}
 for number in range(options.rounds):

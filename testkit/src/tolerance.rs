@@ -18,6 +18,14 @@ pub enum Gate {
     RopeTable,
     /// A matrix product.
     Linear,
+    /// Gradients of a matrix product.
+    LinearBackward,
+    /// Gradients of an adapter with magnitudes.
+    DoraBackward,
+    /// A low-rank adapter.
+    Lora,
+    /// Gradients of a low-rank adapter.
+    LoraBackward,
     /// A normalisation.
     Norm,
     /// Gradients of a normalisation.
@@ -54,7 +62,7 @@ pub enum Precision {
 pub struct Tolerance(pub f32);
 
 /// Columns: f32, f16, bf16.
-const TABLE: [(Gate, [f32; 3]); 14] = [
+const TABLE: &[(Gate, [f32; 3])] = &[
     // Sums of a few hundred products in another order, through a few layers. Half precision: the weights are
     // rounded alike on both sides, but activations may be rounded on one side only.
     (Gate::Logits, [2e-5, 5e-3, 2e-2]),
@@ -66,6 +74,14 @@ const TABLE: [(Gate, [f32; 3]); 14] = [
     (Gate::RopeTable, [1e-6, 1e-6, 1e-6]),
     // Up to a few thousand terms in another order; the result is rounded once to the storage type.
     (Gate::Linear, [1e-5, 1e-3, 8e-3]),
+    // As above; the sum may have to be as long as all rows.
+    (Gate::LinearBackward, [1e-5, 1e-3, 8e-3]),
+    // As those of a low-rank adapter; what magnitudes multiply is rounded too.
+    (Gate::DoraBackward, [1e-5, 4e-3, 3.2e-2]),
+    // Two products with a rounding between them.
+    (Gate::Lora, [1e-5, 2e-3, 1.6e-2]),
+    // Two products with a rounding between them, one of them of a sum over all rows.
+    (Gate::LoraBackward, [1e-5, 2e-3, 1.6e-2]),
     // One sum, one square root, two products; then one rounding.
     (Gate::Norm, [2e-6, 1e-3, 8e-3]),
     // Two sums over a row that partly cancel; a weight's gradient also sums over all rows.
@@ -172,6 +188,10 @@ mod tests {
             Gate::Loss,
             Gate::RopeTable,
             Gate::Linear,
+            Gate::LinearBackward,
+            Gate::DoraBackward,
+            Gate::Lora,
+            Gate::LoraBackward,
             Gate::Norm,
             Gate::NormBackward,
             Gate::Rope,

@@ -17,6 +17,8 @@ pub mod gated;
 mod gpu;
 mod graph;
 pub mod linear;
+pub mod lora;
+mod matmul;
 pub mod memory;
 pub mod optimizer;
 mod output;

@@ -1,6 +1,8 @@
 //! Reading the numbers of CPU tensors in place.
 
-use candle_core::{CpuStorage, DType, Layout, Result, Storage, StorageRef, Tensor, bail};
+use std::cell::Cell;
+
+use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result, Storage, StorageRef, Tensor, bail};
 use half::{bf16, f16};
 
 /// A locked CPU tensor. Views of one tensor may be held at the same time; nothing is copied.
@@ -107,6 +109,15 @@ impl Floats<'_> {
         }
     }
 
+    /// Some of the numbers.
+    pub(crate) fn slice(self, range: std::ops::Range<usize>) -> Self {
+        match self {
+            Floats::F32(numbers) => Floats::F32(&numbers[range]),
+            Floats::Bf16(numbers) => Floats::Bf16(&numbers[range]),
+            Floats::F16(numbers) => Floats::F16(&numbers[range]),
+        }
+    }
+
     /// Bytes per number.
     pub(crate) fn size(self) -> usize {
         match self {
@@ -119,4 +130,36 @@ impl Floats<'_> {
 fn dtype(storage: &CpuStorage) -> DType {
     use candle_core::backend::BackendStorage;
     storage.dtype()
+}
+
+/// Changes the numbers of a contiguous `f32` tensor on the CPU where they are. No tensor that `change` reads may
+/// share its memory. `name` is for the error's message.
+pub(crate) fn update(
+    tensor: &Tensor,
+    name: &'static str,
+    change: impl FnOnce(&mut [f32]) -> Result<()>,
+) -> Result<()> {
+    struct Update<F> {
+        name: &'static str,
+        change: Cell<Option<F>>,
+    }
+
+    impl<F: FnOnce(&mut [f32]) -> Result<()>> InplaceOp1 for Update<F> {
+        fn name(&self) -> &'static str {
+            self.name
+        }
+
+        fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+            let CpuStorage::F32(numbers) = storage else {
+                bail!("{} has dtype {:?}; it must be f32", self.name, dtype(storage));
+            };
+            let Some((start, end)) = layout.contiguous_offsets() else {
+                bail!("{} must be contiguous to be changed in place", self.name);
+            };
+            let change = self.change.take().expect("candle applies an op once");
+            change(&mut numbers[start..end])
+        }
+    }
+
+    tensor.inplace_op1(&Update { name, change: Cell::new(Some(change)) })
 }

@@ -27,6 +27,8 @@ typedef unsigned long long Index;
 #define THREAD threadIdx.x
 #define THREADS blockDim.x
 #define BARRIER() __syncthreads()
+// Brings what lies at an address nearer; only a hint.
+#define FETCH(address) asm volatile("prefetch.global.L2 [%0];" ::"l"(address))
 
 FUNCTION uint4 four(uint x, uint y, uint z, uint w) { return make_uint4(x, y, z, w); }
 FUNCTION float as_float(uint bits) { return __uint_as_float(bits); }

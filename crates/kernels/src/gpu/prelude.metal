@@ -29,6 +29,8 @@ typedef ulong Index;
 #define THREAD thread_index_.x
 #define THREADS thread_count_.x
 #define BARRIER() threadgroup_barrier(mem_flags::mem_threadgroup)
+// Metal has no such hint.
+#define FETCH(address) ((void)0)
 
 FUNCTION uint4 four(uint x, uint y, uint z, uint w) { return uint4(x, y, z, w); }
 FUNCTION float as_float(uint bits) { return as_type<float>(bits); }

@@ -1,11 +1,16 @@
 //! The fast path on the CPU: what a call computes, and which way.
 
+mod backward;
+
 use std::{borrow::Cow, mem::MaybeUninit};
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
+
+pub(super) use backward::{bias_gradient, input_gradient, weight_gradient};
 
 use super::{Activation, Projection, few_rows, many_rows};
 use crate::{
+    fresh::Fresh,
     pool::Disjoint,
     simd::{Simd, math},
     view::{Floats, View},
@@ -17,10 +22,19 @@ const MANY_ROWS: usize = 24;
 /// Floats per cache line.
 const CACHE_LINE: usize = 16;
 
+/// How an operand lies in memory. Inputs are what is summed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// `[rows of x, inputs]` or `[outputs, inputs]`: what a forward pass multiplies.
+    InputsLast,
+    /// `[inputs, rows of x]` or `[inputs, outputs]`.
+    InputsFirst,
+}
+
 /// One dense layer.
 pub(super) struct Layer<'a> {
-    /// `[N, K]`
     pub(super) weight: Floats<'a>,
+    pub(super) order: Order,
     /// `[N]`
     bias: Option<Cow<'a, [f32]>>,
 }
@@ -31,14 +45,18 @@ pub(super) struct Product<'a> {
     pub(super) gate: Option<(Layer<'a>, Activation)>,
     /// N
     pub(super) outputs: usize,
+    /// Whether the result holds a part of the sum already.
+    adds: bool,
     /// `[M, N]`
     result: Disjoint<'a, MaybeUninit<f32>>,
 }
 
 /// All results of a call, computed in one parallel region.
 pub(super) struct Call<'a> {
-    /// `[M, K]`
     pub(super) x: &'a [f32],
+    pub(super) x_order: Order,
+    /// From one row of `x` as it lies in memory to the next.
+    pub(super) x_stride: usize,
     /// M
     pub(super) rows: usize,
     /// K
@@ -53,7 +71,7 @@ pub(super) type Projections<'a> = (&'a Projection, Option<(&'a Projection, Activ
 pub(super) fn products<const COUNT: usize>(
     x: &Tensor,
     projections: [Projections<'_>; COUNT],
-) -> Result<[Tensor; COUNT]> {
+) -> Result<[Fresh; COUNT]> {
     let (rows, inputs) = x.dims2()?;
     let x = View::new(x);
     let x = x.f32s("the input of a linear layer")?;
@@ -73,23 +91,22 @@ pub(super) fn products<const COUNT: usize>(
                 None => None,
             },
             outputs: *outputs,
+            adds: false,
             result: Disjoint::new(&mut result.spare_capacity_mut()[..rows * *outputs]),
         });
     }
-    let call = Call { x, rows, inputs, products: &products };
+    let call = Call { x, x_order: Order::InputsLast, x_stride: inputs, rows, inputs, products: &products };
     if rows < MANY_ROWS {
         few_rows::run(&call);
     } else {
         many_rows::run(&call);
     }
     drop(products);
-    let mut tensors = Vec::with_capacity(COUNT);
-    for (outputs, mut result) in results {
+    Ok(results.map(|(outputs, mut result)| {
         // SAFETY: the region has written every element of every result.
         unsafe { result.set_len(rows * outputs) };
-        tensors.push(Tensor::from_vec(result, (rows, outputs), &Device::Cpu)?);
-    }
-    Ok(tensors.try_into().expect("one result per product"))
+        Fresh::from_vec(result, (rows, outputs))
+    }))
 }
 
 struct LayerView<'a> {
@@ -124,7 +141,8 @@ impl<'a> LayerView<'a> {
                 bias => Cow::Owned(bias.to_f32s()),
             }),
         };
-        Ok(Layer { weight: self.weight.floats("the weight of a linear layer")?, bias })
+        let weight = self.weight.floats("the weight of a linear layer")?;
+        Ok(Layer { weight, order: Order::InputsLast, bias })
     }
 }
 
@@ -179,6 +197,9 @@ impl Product<'_> {
                         Activation::Gelu => math::gelu(simd, g),
                     };
                     y = simd.mul(y, g);
+                }
+                if self.adds {
+                    y = simd.add(y, simd.load_first(out.add(done), width));
                 }
                 if width == S::LANES {
                     simd.store(out.add(done), y);

@@ -70,7 +70,8 @@ fn task(call: &Call<'_>, product: &Product<'_>, start: usize, count: usize) {
 }
 
 dispatch! {
-    unsafe fn dots<W: Element>(
+    /// `to[row · stride + output] = x[row] · weights[output]`
+    pub(crate) unsafe fn dots<W: Element>(
         x: *const f32, rows: usize, inputs: usize, weights: *const W, outputs: usize,
         to: *mut f32, stride: usize,
     ) = dots_with;

@@ -1,13 +1,13 @@
 //! Many rows of `x`: weights are widened and packed, panel by panel, and multiplied tile by tile.
 
 use super::{
-    cpu::{Call, Layer, Product},
+    cpu::{Call, Layer, Order, Product},
     microkernel::{Left, multiply, pack, tile_columns, tile_rows},
 };
 use crate::{
     pool::{self, Disjoint},
     scratch::with_scratch,
-    simd::{Simd, dispatch},
+    simd::{Element, Simd, dispatch},
     view::Floats,
 };
 
@@ -22,6 +22,12 @@ const GROUPS_PER_THREAD: usize = 6;
 
 /// The fewest tasks per thread, if there are rows to be split for it.
 const TASKS_PER_THREAD: usize = 2;
+
+/// Blocks of a transposed `x` that a task packs side by side: a row of theirs fills some cache lines.
+const COLUMN_BLOCKS: usize = 8;
+
+/// How many steps before its use a weight `[inputs, outputs]` is fetched.
+const STEPS_AHEAD: usize = 8;
 
 /// The most rows of `x` per task: a task's sums stay in the second-level cache.
 const TASK_ROWS: usize = 1024;
@@ -94,14 +100,26 @@ impl Blocks {
 /// Packs each block of `x` for the broadcasts of the tiles: `[K, rows of the block]`.
 fn pack_input(call: &Call<'_>, blocks: Blocks, packed: &mut [f32]) {
     let packed = Disjoint::new(packed);
-    pool::for_each(blocks.count, &|block| {
-        let (start, end) = (blocks.start(block), blocks.start(block + 1));
-        let rows = end - start;
-        let x = &call.x[start * call.inputs..end * call.inputs];
+    let group = match call.x_order {
+        Order::InputsLast => 1,
+        Order::InputsFirst => COLUMN_BLOCKS,
+    };
+    pool::for_each(blocks.count.div_ceil(group), &|index| {
+        let (first, end) = (index * group, blocks.count.min((index + 1) * group));
+        let (start, rows) = (blocks.start(first), blocks.start(end) - blocks.start(first));
         // SAFETY: the blocks do not overlap.
         let to = unsafe { packed.part(start * call.inputs, rows * call.inputs) };
-        // SAFETY: `x` holds the block's rows, and `to` has room for as many numbers.
-        unsafe { pack_rows(x.as_ptr(), call.inputs, rows, to.as_mut_ptr()) };
+        if call.inputs == 0 {
+            return;
+        }
+        match call.x_order {
+            Order::InputsLast => {
+                let x = &call.x[start * call.x_stride..][..(rows - 1) * call.x_stride + call.inputs];
+                // SAFETY: `x` holds the block's rows, and `to` has room for as many numbers.
+                unsafe { pack_rows(x.as_ptr(), call.x_stride, call.inputs, rows, to.as_mut_ptr()) };
+            }
+            Order::InputsFirst => pack_columns(call, blocks, (first, end), to),
+        }
     });
 }
 
@@ -109,7 +127,9 @@ dispatch! {
     /// Rows and columns of a tile.
     fn tile() -> (usize, usize) = tile_with;
 
-    unsafe fn pack_rows(from: *const f32, inputs: usize, rows: usize, to: *mut f32) = pack_rows_with;
+    unsafe fn pack_rows(from: *const f32, stride: usize, inputs: usize, rows: usize, to: *mut f32) = pack_rows_with;
+
+    fn pack_columns(call: &Call<'_>, blocks: Blocks, range: (usize, usize), to: &mut [f32]) = pack_columns_with;
 
     fn multiply_task(
         call: &Call<'_>, blocks: Blocks, task: Task<'_>, depth: usize,
@@ -125,9 +145,37 @@ fn tile_with<S: Simd>(_: S) -> (usize, usize) {
 /// # Safety
 /// `rows <= LANES` rows of `inputs` numbers must be readable, as many numbers writable.
 #[inline(always)]
-unsafe fn pack_rows_with<S: Simd>(simd: S, from: *const f32, inputs: usize, rows: usize, to: *mut f32) {
+unsafe fn pack_rows_with<S: Simd>(
+    simd: S,
+    from: *const f32,
+    stride: usize,
+    inputs: usize,
+    rows: usize,
+    to: *mut f32,
+) {
     // SAFETY: the caller's promise.
-    unsafe { pack(simd, from, inputs, rows, inputs, to, rows) }
+    unsafe { pack(simd, from, stride, rows, inputs, to, rows) }
+}
+
+/// The same for an `x` whose rows are columns in memory, several blocks side by side.
+#[inline(always)]
+fn pack_columns_with<S: Simd>(
+    simd: S,
+    call: &Call<'_>,
+    blocks: Blocks,
+    (first, end): (usize, usize),
+    to: &mut [f32],
+) {
+    let start = blocks.start(first);
+    for input in 0..call.inputs {
+        for block in first..end {
+            let (row, rows) = (blocks.start(block), blocks.start(block + 1) - blocks.start(block));
+            let from = &call.x[input * call.x_stride + row..][..rows];
+            let to = &mut to[(row - start) * call.inputs + input * rows..][..rows];
+            // SAFETY: both slices hold the block's rows, which are no more than a vector's lanes.
+            unsafe { simd.store_first(to.as_mut_ptr(), simd.load_first(from.as_ptr(), rows), rows) };
+        }
+    }
 }
 
 /// `depth` steps along K at a time. For each panel, `weights` has room for so many steps and `sums` for the
@@ -166,6 +214,57 @@ fn panel_width<S: Simd>(product: &Product<'_>) -> usize {
 /// gate's and the right half the other layer's; else they are neighbours.
 #[inline(always)]
 fn pack_weights<S: Simd>(
+    simd: S,
+    call: &Call<'_>,
+    task: Task<'_>,
+    (start, count): (usize, usize),
+    weights: &mut [f32],
+) {
+    match (task.product.layer.order, task.product.layer.weight) {
+        (Order::InputsLast, _) => pack_outputs(simd, call, task, (start, count), weights),
+        (Order::InputsFirst, Floats::F32(w)) => pack_steps(simd, w, task, (start, count), weights),
+        (Order::InputsFirst, Floats::Bf16(w)) => pack_steps(simd, w, task, (start, count), weights),
+        (Order::InputsFirst, Floats::F16(w)) => pack_steps(simd, w, task, (start, count), weights),
+    }
+}
+
+/// From a weight `[inputs, outputs]`: each step is widened for all panels at once, which reads memory in order.
+#[inline(always)]
+fn pack_steps<S: Simd, W: Element>(
+    simd: S,
+    weight: &[W],
+    task: Task<'_>,
+    (start, count): (usize, usize),
+    weights: &mut [f32],
+) {
+    let (outputs, stride) = (task.product.outputs, tile_columns::<S>());
+    let panels = task.columns.div_ceil(stride);
+    assert!(task.product.gate.is_none() && weights.len() >= panels * count * stride);
+    for step in 0..count {
+        let row = &weight[(start + step) * outputs + task.column..][..task.columns];
+        // The next steps lie in other pages, beyond what the hardware fetches by itself.
+        let ahead = row.as_ptr().wrapping_add(STEPS_AHEAD * outputs);
+        for column in (0..task.columns).step_by(S::LANES) {
+            let (panel, rest) = (column / stride, column % stride);
+            let width = S::LANES.min(task.columns - column);
+            simd.prefetch(ahead.wrapping_add(column));
+            // SAFETY: `width` numbers remain in the row; the panels were checked above.
+            unsafe {
+                let to = weights.as_mut_ptr().add((panel * count + step) * stride + rest);
+                let values = if width == S::LANES {
+                    W::load(simd, row.as_ptr().add(column))
+                } else {
+                    W::load_first(simd, row.as_ptr().add(column), width)
+                };
+                simd.store(to, values);
+            }
+        }
+    }
+}
+
+/// From weights `[outputs, inputs]`.
+#[inline(always)]
+fn pack_outputs<S: Simd>(
     simd: S,
     call: &Call<'_>,
     task: Task<'_>,

@@ -1,28 +1,24 @@
-//! The same arithmetic in plain candle ops.
+//! The definition in plain candle ops, in f64.
 
 use candle_core::{Result, Tensor};
 
-use super::{Activation, Projection};
+use super::Activation;
 
-pub(super) fn linear(x: &Tensor, projection: &Projection) -> Result<Tensor> {
-    let y = x.matmul(&projection.weight.to_dtype(x.dtype())?.t()?)?;
-    match &projection.bias {
-        Some(bias) => y.broadcast_add(&bias.to_dtype(x.dtype())?),
+/// `x [.., K]`, `weight [N, K]`, `bias [N]`
+pub(super) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let y = x.broadcast_matmul(&weight.t()?)?;
+    match bias {
+        Some(bias) => y.broadcast_add(bias),
         None => Ok(y),
     }
 }
 
-pub(super) fn gated_linear(
-    x: &Tensor,
-    gate: &Projection,
-    up: &Projection,
-    activation: Activation,
-) -> Result<Tensor> {
-    let gate = linear(x, gate)?;
+pub(super) fn gated_linear(x: &Tensor, gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
+    let gate = linear(x, gate, None)?;
     let gate = match activation {
         Activation::Silu => gate.silu()?,
         Activation::GeluTanh => gate.gelu()?,
         Activation::Gelu => gate.gelu_erf()?,
     };
-    gate * linear(x, up)?
+    gate * linear(x, up, None)?
 }

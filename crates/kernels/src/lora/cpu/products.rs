@@ -1,0 +1,242 @@
+//! The two products with a short side, the rank: [`down`] sums over a long dimension into few columns, [`up`] over
+//! the rank into many.
+
+use std::ops::Range;
+
+use crate::{
+    linear::{
+        few_rows::dots,
+        microkernel::{Left, multiply, pack, tile_columns, tile_rows},
+    },
+    output::Output,
+    pool,
+    scratch::with_scratch,
+    simd::{Element, Simd, dispatch, for_vectors, load, store},
+    view::Floats,
+};
+
+/// Products of a task: enough to outweigh handing it to another thread.
+const TASK: usize = 64 * 1024;
+/// Rows of `x` that [`dots`] multiplies at once.
+const DOT_ROWS: usize = 8;
+/// Rows of a task that expands: they share the packed factor.
+const UP_ROWS: usize = 112;
+/// Columns of such a task, and of one with few rows.
+const UP_COLUMNS: [usize; 2] = [128, 512];
+
+/// Some rows of `x [rows, width]` with the factor that they are projected by.
+#[derive(Clone, Copy)]
+pub(super) struct Down<'a> {
+    pub(super) x: &'a [f32],
+    pub(super) rows: usize,
+    /// `[rank, width]`
+    pub(super) factor: Floats<'a>,
+    pub(super) rank: usize,
+    /// `[rows, rank]`
+    pub(super) to: Output<f32>,
+}
+
+/// `to = x · factorᵀ` for all parts, in one parallel region.
+pub(super) fn down(parts: &[Down<'_>], width: usize) {
+    let mut tasks = Vec::new();
+    for part in parts {
+        let rows = (TASK / (width * part.rank).max(1)).clamp(DOT_ROWS, 512).next_multiple_of(DOT_ROWS);
+        // Only where there are few rows is there reason to split the rank too.
+        let ranks = (TASK / (width * rows.min(part.rows)).max(1)).max(4).next_multiple_of(4);
+        for row in (0..part.rows).step_by(rows) {
+            for rank in (0..part.rank).step_by(ranks) {
+                tasks.push((part, row, rows.min(part.rows - row), rank, ranks.min(part.rank - rank)));
+            }
+        }
+    }
+    pool::for_each(tasks.len(), &|index| {
+        let (part, row, rows, rank, ranks) = tasks[index];
+        let x = &part.x[row * width..(row + rows) * width];
+        let factor = part.factor.slice(rank * width..(rank + ranks) * width);
+        // SAFETY: the slices hold the rows; each task has places of its own in the result.
+        unsafe {
+            let to = part.to.at(row * part.rank + rank);
+            match factor {
+                Floats::F32(w) => dots(x.as_ptr(), rows, width, w.as_ptr(), ranks, to, part.rank),
+                Floats::Bf16(w) => dots(x.as_ptr(), rows, width, w.as_ptr(), ranks, to, part.rank),
+                Floats::F16(w) => dots(x.as_ptr(), rows, width, w.as_ptr(), ranks, to, part.rank),
+            }
+        }
+    });
+}
+
+/// Some rows of a result `[rows, width]` with what is added to them.
+#[derive(Clone, Copy)]
+pub(super) struct Up<'a> {
+    /// `[rows, rank]`
+    pub(super) x: &'a [f32],
+    pub(super) rows: usize,
+    pub(super) factor: Floats<'a>,
+    pub(super) order: Order,
+    /// 0: nothing is added.
+    pub(super) rank: usize,
+    pub(super) scale: f32,
+    pub(super) base: Base<'a>,
+    /// `[rows, width]`
+    pub(super) to: Output<f32>,
+}
+
+/// How the factor lies in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// `[width, rank]`: B.
+    RankLast,
+    /// `[rank, width]`: A, backward.
+    RankFirst,
+}
+
+/// What a product is added to.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Base<'a> {
+    Nothing,
+    /// What the result holds.
+    InPlace,
+    /// `[rows, width]`
+    Other(&'a [f32]),
+}
+
+/// `to = base + scale · x · factor` for all parts, in one parallel region.
+pub(super) fn up(parts: &[Up<'_>], width: usize) {
+    let mut tasks = Vec::new();
+    for part in parts {
+        if part.rank == 0 && matches!(part.base, Base::InPlace) {
+            continue;
+        }
+        let columns = UP_COLUMNS[usize::from(part.rows < 16)];
+        for row in (0..part.rows).step_by(UP_ROWS) {
+            let rows = row..part.rows.min(row + UP_ROWS);
+            for column in (0..width).step_by(columns) {
+                tasks.push((part, rows.clone(), column..width.min(column + columns)));
+            }
+        }
+    }
+    pool::for_each(tasks.len(), &|index| {
+        let (part, rows, columns) = tasks[index].clone();
+        let (most_rows, panel) = tile();
+        with_scratch(part.rank * panel + rows.len() * part.rank + most_rows * panel, |scratch| {
+            // SAFETY: each task has rows and columns of its own.
+            unsafe { up_task(part, width, rows, columns, scratch) };
+        });
+    });
+}
+
+dispatch! {
+    /// Rows and columns of a tile.
+    fn tile() -> (usize, usize) = tile_with;
+
+    unsafe fn up_task(
+        part: &Up<'_>, width: usize, rows: Range<usize>, columns: Range<usize>, scratch: &mut [f32],
+    ) = up_task_with;
+}
+
+#[inline(always)]
+fn tile_with<S: Simd>(_: S) -> (usize, usize) {
+    (tile_rows::<S>(), tile_columns::<S>())
+}
+
+/// # Safety
+/// The part's result is writable in these rows and columns, and nobody else uses them.
+#[inline(always)]
+unsafe fn up_task_with<S: Simd>(
+    simd: S,
+    part: &Up<'_>,
+    width: usize,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    scratch: &mut [f32],
+) {
+    let (rank, panel_columns) = (part.rank, tile_columns::<S>());
+    let (panel, scratch) = scratch.split_at_mut(rank * panel_columns);
+    let (x, tile) = scratch.split_at_mut(rows.len() * rank);
+    for (scaled, &x) in x.iter_mut().zip(&part.x[rows.start * rank..rows.end * rank]) {
+        *scaled = x * part.scale;
+    }
+    let blocks = rows.len().div_ceil(tile_rows::<S>());
+    let adds = !matches!(part.base, Base::Nothing);
+    for column in columns.clone().step_by(panel_columns) {
+        let count = panel_columns.min(columns.end - column);
+        match part.factor {
+            Floats::F32(factor) => pack_panel(simd, part, factor, width, column, count, panel),
+            Floats::Bf16(factor) => pack_panel(simd, part, factor, width, column, count, panel),
+            Floats::F16(factor) => pack_panel(simd, part, factor, width, column, count, panel),
+        }
+        for block in 0..blocks {
+            let (first, end) = (rows.len() * block / blocks, rows.len() * (block + 1) / blocks);
+            // SAFETY: the scratch holds the rows' factors, a panel and a tile; the caller's promise.
+            unsafe {
+                let to = part.to.at((rows.start + first) * width + column);
+                for row in first..end {
+                    let Base::Other(base) = part.base else { break };
+                    let base = &base[(rows.start + row) * width + column..][..count];
+                    std::ptr::copy_nonoverlapping(base.as_ptr(), to.add((row - first) * width), count);
+                }
+                let left = Left { start: x.as_ptr().add(first * rank), row_stride: rank, step_stride: 1 };
+                let right = (panel.as_ptr(), panel_columns);
+                if count == panel_columns {
+                    multiply(simd, end - first, rank, left, right, (to, width), adds);
+                } else {
+                    let sums = tile.as_mut_ptr();
+                    multiply(simd, end - first, rank, left, right, (sums, panel_columns), false);
+                    for row in 0..end - first {
+                        let sums = &tile[row * panel_columns..][..count];
+                        let to = std::slice::from_raw_parts_mut(to.add(row * width), count);
+                        finish_row(simd, sums, adds, to);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `to (+)= sums`
+#[inline(always)]
+fn finish_row<S: Simd>(simd: S, sums: &[f32], adds: bool, to: &mut [f32]) {
+    for_vectors!(S, to.len(), |column, count| {
+        let mut sum = load(simd, sums, column, count);
+        if adds {
+            sum = simd.add(sum, load(simd, to, column, count));
+        }
+        store(simd, to, column, count, sum);
+    });
+}
+
+/// Widens `count` columns of the factor: `[rank, columns of a tile]`.
+#[inline(always)]
+fn pack_panel<S: Simd, W: Element>(
+    simd: S,
+    part: &Up<'_>,
+    factor: &[W],
+    width: usize,
+    column: usize,
+    count: usize,
+    panel: &mut [f32],
+) {
+    let (rank, stride) = (part.rank, tile_columns::<S>());
+    assert!(panel.len() == rank * stride && factor.len() == rank * width && column + count <= width);
+    for half in 0..2 {
+        let first = (half * S::LANES).min(count);
+        let count = (count - first).min(S::LANES);
+        let to = panel.as_mut_ptr().wrapping_add(half * S::LANES);
+        match part.order {
+            // SAFETY: the factor has `count` rows from there on; the panel has `rank` rows.
+            Order::RankLast => unsafe {
+                pack(simd, factor.as_ptr().add((column + first) * rank), rank, count, rank, to, stride);
+            },
+            Order::RankFirst => {
+                for step in 0..rank {
+                    let from = &factor[step * width + column + first..][..count];
+                    // SAFETY: `count` numbers are there, and a vector fits into each half of a panel's row.
+                    unsafe {
+                        let values = W::load_first(simd, from.as_ptr(), count);
+                        simd.store(to.add(step * stride), values);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Many adapters of one layer in two tensors: what a server keeps, and what one launch reads for a batch whose
+//! rows have different adapters.
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+use super::{LoraAdapter, LoraSegment, check, gpu, lora_in_place};
+use crate::{device::runs_kernels, linear::rows};
+
+/// More rows than this are multiplied adapter by adapter.
+const FEW_ROWS: usize = 64;
+
+/// Adapters of one layer, padded with zeros to one rank; each has a slot.
+#[derive(Debug, Clone)]
+pub struct LoraStack {
+    /// `[slots, r, K]`
+    a: Tensor,
+    /// `[slots, N, r]`
+    b: Tensor,
+    /// `[slots]` in f32.
+    scales: Tensor,
+    /// The same, for the host.
+    host_scales: Vec<f32>,
+}
+
+/// The slot of each row of a batch; rows without an adapter have none.
+#[derive(Debug, Clone)]
+pub struct RowSlots {
+    host: Vec<Option<u32>>,
+    /// `[M]` in u32; a number beyond all slots for rows without.
+    device: Tensor,
+}
+
+impl LoraStack {
+    /// Empty slots for adapters of up to this rank. Multiples of 8 are read fastest.
+    pub fn new(
+        slots: usize,
+        rank: usize,
+        (outputs, inputs): (usize, usize),
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        if rank > gpu::MOST_RANK {
+            bail!("LoraStack: rank {rank} is above {}, the most that one launch handles", gpu::MOST_RANK);
+        }
+        Ok(Self {
+            a: Tensor::zeros((slots, rank, inputs), dtype, device)?,
+            b: Tensor::zeros((slots, outputs, rank), dtype, device)?,
+            scales: Tensor::zeros(slots, DType::F32, device)?,
+            host_scales: vec![0.; slots],
+        })
+    }
+
+    /// Puts an adapter into a slot. Who holds a clone of this stack sees it too.
+    pub fn set(&mut self, slot: usize, adapter: &LoraAdapter) -> Result<()> {
+        let (slots, most, inputs) = self.a.dims3()?;
+        let (outputs, rank) = (self.b.dim(1)?, adapter.rank());
+        if slot >= slots {
+            bail!("LoraStack: slot {slot} of {slots}");
+        }
+        if rank > most || adapter.a.dims() != [rank, inputs] || adapter.b.dims() != [outputs, rank] {
+            let (a, b) = (adapter.a.dims(), adapter.b.dims());
+            bail!(
+                "LoraStack: A is {a:?} and B {b:?}, expected [r, {inputs}] and [{outputs}, r], r up to {most}"
+            );
+        }
+        let fit = |factor: &Tensor, dimension| {
+            let factor = factor.detach().to_device(self.a.device())?.to_dtype(self.a.dtype())?;
+            factor.pad_with_zeros(dimension, 0, most - rank)?.contiguous()?.unsqueeze(0)
+        };
+        self.a.slice_set(&fit(&adapter.a, 0)?, 0, slot)?;
+        self.b.slice_set(&fit(&adapter.b, 1)?, 0, slot)?;
+        self.scales.slice_set(&Tensor::new(&[adapter.scale], self.a.device())?, 0, slot)?;
+        self.host_scales[slot] = adapter.scale;
+        Ok(())
+    }
+
+    /// A view of one slot.
+    fn adapter(&self, slot: u32) -> Result<LoraAdapter> {
+        let slot = slot as usize;
+        Ok(LoraAdapter { a: self.a.get(slot)?, b: self.b.get(slot)?, scale: self.host_scales[slot] })
+    }
+}
+
+impl RowSlots {
+    /// The slot of each row.
+    pub fn new(slots: &[Option<u32>], device: &Device) -> Result<Self> {
+        let numbers: Vec<u32> = slots.iter().map(|slot| slot.unwrap_or(u32::MAX)).collect();
+        Ok(Self { host: slots.to_vec(), device: Tensor::from_vec(numbers, slots.len(), device)? })
+    }
+}
+
+/// Adds to each row of `y [.., N]` the delta of the adapter in its slot. `y` is changed for everybody who holds
+/// it. A few rows are one launch on a GPU, however many adapters they have.
+pub fn lora_stacked_in_place(x: &Tensor, y: &Tensor, stack: &LoraStack, slots: &RowSlots) -> Result<()> {
+    let (count, highest) = (slots.host.len(), slots.host.iter().flatten().max());
+    let ((held, _, inputs), outputs) = (stack.a.dims3()?, stack.b.dim(1)?);
+    if highest.is_some_and(|&slot| slot as usize >= held) {
+        bail!("lora_stacked_in_place: a row asks for a slot beyond the {held} of the stack");
+    }
+    check("lora_stacked_in_place", x, y, &[])?;
+    if x.dims().last() != Some(&inputs)
+        || y.dims().last() != Some(&outputs)
+        || x.elem_count() != count * inputs
+    {
+        let (x, y) = (x.dims(), y.dims());
+        bail!(
+            "lora_stacked_in_place: `x` is {x:?} and `y` {y:?}, expected {count} rows of {inputs} and of {outputs}"
+        );
+    }
+    if runs_kernels(x.device()) && count <= FEW_ROWS && x.dtype() == stack.a.dtype() {
+        super::check_changeable("lora_stacked_in_place", "y", y)?;
+        let y = y.reshape((count, outputs))?;
+        return gpu::lora_rows_in_place(&rows(x)?, &y, [&stack.a, &stack.b, &stack.scales], &slots.device);
+    }
+    let mut adapters = Vec::new();
+    let mut start = 0;
+    for run in slots.host.chunk_by(|left, right| left == right) {
+        if let Some(slot) = run[0] {
+            adapters.push((start..start + run.len(), stack.adapter(slot)?));
+        }
+        start += run.len();
+    }
+    let segments: Vec<LoraSegment<'_>> =
+        adapters.iter().map(|(rows, adapter)| LoraSegment { rows: rows.clone(), adapter }).collect();
+    lora_in_place(x, y, &segments)
+}
