@@ -1,6 +1,8 @@
 //! Gradients of an adapter. With `g = scale · dy · B [M, r]`:
 //! `dx += g · A`, `dA += gᵀ · x`, `dB += scale · dyᵀ · (x · Aᵀ)`.
 
+use std::ops::Range;
+
 use super::products::{Base, Down, Order, Up, down, up};
 use crate::{
     linear::microkernel::{Left, multiply, pack, tile_columns, tile_rows},
@@ -100,7 +102,7 @@ impl Backward<'_> {
             let (first, count) = (task * COLUMNS, COLUMNS.min(width - task * COLUMNS));
             with_scratch(rank * COLUMNS + ROWS * COLUMNS, |scratch| {
                 let (sums, copy) = scratch.split_at_mut(rank * COLUMNS);
-                sum_outer(left, rank, right, width, first, count, sums, copy);
+                sum_outer(left, rank, right, width, first..first + count, sums, copy);
                 match order {
                     Order::RankFirst => {
                         for (row, sums) in sums.chunks_exact(COLUMNS).enumerate() {
@@ -130,7 +132,7 @@ dispatch! {
     ) = transpose_rows_with;
 
     fn sum_outer(
-        left: &[f32], rank: usize, right: &[f32], width: usize, first: usize, count: usize,
+        left: &[f32], rank: usize, right: &[f32], width: usize, columns: Range<usize>,
         sums: &mut [f32], copy: &mut [f32],
     ) = sum_outer_with;
 
@@ -166,7 +168,7 @@ unsafe fn transpose_rows_with<S: Simd, W: Element>(
     }
 }
 
-/// `sums[row][column] = Σ left[m][row] · right[m][first + column]` for `count` columns; `sums` has rows of
+/// `sums[row][column] = Σ left[m][row] · right[m][column]` for some columns; `sums` has rows of
 /// [`COLUMNS`].
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
@@ -176,11 +178,11 @@ fn sum_outer_with<S: Simd>(
     rank: usize,
     right: &[f32],
     width: usize,
-    first: usize,
-    count: usize,
+    columns: Range<usize>,
     sums: &mut [f32],
     copy: &mut [f32],
 ) {
+    let (first, count) = (columns.start, columns.len());
     sums.fill(0.);
     if rank == 0 {
         return;

@@ -1,5 +1,6 @@
 //! The row norms of a weight with its adapter: the sum `W + scale · B · A` exists one tile at a time.
 
+use super::products::tile;
 use crate::{
     linear::microkernel::{Left, multiply, tile_columns, tile_rows},
     output::{Output, filled},
@@ -29,11 +30,12 @@ pub(super) fn row_norms(
             let b = &scaled[first * rank..end * rank];
             // SAFETY: each task has rows of its own.
             let norms = unsafe { std::slice::from_raw_parts_mut(to.at(first), end - first) };
-            match weight.slice(first * inputs..end * inputs) {
-                Floats::F32(w) => norms_of(w, a, b, rank, inputs, norms),
-                Floats::Bf16(w) => norms_of(w, a, b, rank, inputs, norms),
-                Floats::F16(w) => norms_of(w, a, b, rank, inputs, norms),
-            }
+            let (most, panel) = tile();
+            with_scratch((rank + most) * panel, |scratch| match weight.slice(first * inputs..end * inputs) {
+                Floats::F32(w) => norms_of(w, a, b, rank, inputs, norms, scratch),
+                Floats::Bf16(w) => norms_of(w, a, b, rank, inputs, norms, scratch),
+                Floats::F16(w) => norms_of(w, a, b, rank, inputs, norms, scratch),
+            });
         });
     };
     // SAFETY: every row is written.
@@ -42,12 +44,13 @@ pub(super) fn row_norms(
 
 dispatch! {
     fn norms_of<W: Element>(
-        weight: &[W], a: &[f32], b: &[f32], rank: usize, inputs: usize, norms: &mut [f32],
+        weight: &[W], a: &[f32], b: &[f32], rank: usize, inputs: usize, norms: &mut [f32], scratch: &mut [f32],
     ) = norms_of_with;
 }
 
 /// Norms of the rows of `weight`, as many as `norms` has.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 fn norms_of_with<S: Simd, W: Element>(
     simd: S,
     weight: &[W],
@@ -56,41 +59,41 @@ fn norms_of_with<S: Simd, W: Element>(
     rank: usize,
     inputs: usize,
     norms: &mut [f32],
+    scratch: &mut [f32],
 ) {
     let (most, panel) = (tile_rows::<S>(), tile_columns::<S>());
+    let (factor, tile) = scratch.split_at_mut(rank * panel);
+    assert_eq!(tile.len(), most * panel);
     let rows = norms.len();
     let blocks = rows.div_ceil(most);
     norms.fill(0.);
-    with_scratch((rank + most) * panel, |scratch| {
-        let (factor, tile) = scratch.split_at_mut(rank * panel);
-        for column in (0..inputs).step_by(panel) {
-            let count = panel.min(inputs - column);
-            for step in 0..rank {
-                copy_row(simd, &a[step * inputs + column..][..count], &mut factor[step * panel..][..panel]);
+    for column in (0..inputs).step_by(panel) {
+        let count = panel.min(inputs - column);
+        for step in 0..rank {
+            copy_row(simd, &a[step * inputs + column..][..count], &mut factor[step * panel..][..panel]);
+        }
+        for block in 0..blocks {
+            let (first, end) = (rows * block / blocks, rows * (block + 1) / blocks);
+            for row in first..end {
+                let weight = &weight[row * inputs + column..][..count];
+                copy_row(simd, weight, &mut tile[(row - first) * panel..][..panel]);
             }
-            for block in 0..blocks {
-                let (first, end) = (rows * block / blocks, rows * (block + 1) / blocks);
-                for row in first..end {
-                    let weight = &weight[row * inputs + column..][..count];
-                    copy_row(simd, weight, &mut tile[(row - first) * panel..][..panel]);
-                }
-                // SAFETY: B has these rows, the factor `rank` of a panel, the tile as many as a block.
-                unsafe {
-                    let b = Left { start: b.as_ptr().add(first * rank), row_stride: rank, step_stride: 1 };
-                    let to = (tile.as_mut_ptr(), panel);
-                    multiply(simd, end - first, rank, b, (factor.as_ptr(), panel), to, true);
-                }
-                for (norm, tile) in norms[first..end].iter_mut().zip(tile.chunks_exact(panel)) {
-                    let mut squares = simd.splat(0.);
-                    for_vectors!(S, panel, |column, count| {
-                        let values = load(simd, tile, column, count);
-                        squares = simd.fma(values, values, squares);
-                    });
-                    *norm += simd.reduce_add(squares);
-                }
+            // SAFETY: B has these rows, the factor `rank` of a panel, the tile as many as a block.
+            unsafe {
+                let b = Left { start: b.as_ptr().add(first * rank), row_stride: rank, step_stride: 1 };
+                let to = (tile.as_mut_ptr(), panel);
+                multiply(simd, end - first, rank, b, (factor.as_ptr(), panel), to, true);
+            }
+            for (norm, tile) in norms[first..end].iter_mut().zip(tile.chunks_exact(panel)) {
+                let mut squares = simd.splat(0.);
+                for_vectors!(S, panel, |column, count| {
+                    let values = load(simd, tile, column, count);
+                    squares = simd.fma(values, values, squares);
+                });
+                *norm += simd.reduce_add(squares);
             }
         }
-    });
+    }
     norms.iter_mut().for_each(|norm| *norm = norm.sqrt());
 }
 

@@ -19,10 +19,14 @@ use crate::{
 const TASK: usize = 64 * 1024;
 /// Rows of `x` that [`dots`] multiplies at once.
 const DOT_ROWS: usize = 8;
+/// Floats of a cache line.
+const CACHE_LINE: usize = 16;
 /// Rows of a task that expands: they share the packed factor.
 const UP_ROWS: usize = 112;
-/// Columns of such a task, and of one with few rows.
+/// Columns of such a task: rows are written in long pieces, unless the call is too small to be shared then.
 const UP_COLUMNS: [usize; 2] = [128, 512];
+/// Elements of a result that is large enough for long pieces.
+const LARGE: usize = 256 * 1024;
 
 /// Some rows of `x [rows, width]` with the factor that they are projected by.
 #[derive(Clone, Copy)]
@@ -107,7 +111,7 @@ pub(super) fn up(parts: &[Up<'_>], width: usize) {
         if part.rank == 0 && matches!(part.base, Base::InPlace) {
             continue;
         }
-        let columns = UP_COLUMNS[usize::from(part.rows < 16)];
+        let columns = UP_COLUMNS[usize::from(part.rows < 16 || part.rows * width >= LARGE)];
         for row in (0..part.rows).step_by(UP_ROWS) {
             let rows = row..part.rows.min(row + UP_ROWS);
             for column in (0..width).step_by(columns) {
@@ -118,7 +122,8 @@ pub(super) fn up(parts: &[Up<'_>], width: usize) {
     pool::for_each(tasks.len(), &|index| {
         let (part, rows, columns) = tasks[index].clone();
         let (most_rows, panel) = tile();
-        with_scratch(part.rank * panel + rows.len() * part.rank + most_rows * panel, |scratch| {
+        let packed = part.rank * columns.len().next_multiple_of(panel);
+        with_scratch(packed + rows.len() * part.rank + most_rows * panel, |scratch| {
             // SAFETY: each task has rows and columns of its own.
             unsafe { up_task(part, width, rows, columns, scratch) };
         });
@@ -127,7 +132,7 @@ pub(super) fn up(parts: &[Up<'_>], width: usize) {
 
 dispatch! {
     /// Rows and columns of a tile.
-    fn tile() -> (usize, usize) = tile_with;
+    pub(super) fn tile() -> (usize, usize) = tile_with;
 
     unsafe fn up_task(
         part: &Up<'_>, width: usize, rows: Range<usize>, columns: Range<usize>, scratch: &mut [f32],
@@ -150,45 +155,90 @@ unsafe fn up_task_with<S: Simd>(
     columns: Range<usize>,
     scratch: &mut [f32],
 ) {
-    let (rank, panel_columns) = (part.rank, tile_columns::<S>());
-    let (panel, scratch) = scratch.split_at_mut(rank * panel_columns);
+    let (rank, panel) = (part.rank, tile_columns::<S>());
+    let (packed, scratch) = scratch.split_at_mut(rank * columns.len().next_multiple_of(panel));
     let (x, tile) = scratch.split_at_mut(rows.len() * rank);
     for (scaled, &x) in x.iter_mut().zip(&part.x[rows.start * rank..rows.end * rank]) {
         *scaled = x * part.scale;
     }
-    let blocks = rows.len().div_ceil(tile_rows::<S>());
-    let adds = !matches!(part.base, Base::Nothing);
-    for column in columns.clone().step_by(panel_columns) {
-        let count = panel_columns.min(columns.end - column);
+    for (index, column) in columns.clone().step_by(panel).enumerate() {
+        let count = panel.min(columns.end - column);
+        let to = &mut packed[index * rank * panel..][..rank * panel];
         match part.factor {
-            Floats::F32(factor) => pack_panel(simd, part, factor, width, column, count, panel),
-            Floats::Bf16(factor) => pack_panel(simd, part, factor, width, column, count, panel),
-            Floats::F16(factor) => pack_panel(simd, part, factor, width, column, count, panel),
+            Floats::F32(factor) => pack_panel(simd, part, factor, width, column, count, to),
+            Floats::Bf16(factor) => pack_panel(simd, part, factor, width, column, count, to),
+            Floats::F16(factor) => pack_panel(simd, part, factor, width, column, count, to),
         }
-        for block in 0..blocks {
-            let (first, end) = (rows.len() * block / blocks, rows.len() * (block + 1) / blocks);
-            // SAFETY: the scratch holds the rows' factors, a panel and a tile; the caller's promise.
-            unsafe {
-                let to = part.to.at((rows.start + first) * width + column);
-                for row in first..end {
-                    let Base::Other(base) = part.base else { break };
-                    let base = &base[(rows.start + row) * width + column..][..count];
-                    std::ptr::copy_nonoverlapping(base.as_ptr(), to.add((row - first) * width), count);
-                }
-                let left = Left { start: x.as_ptr().add(first * rank), row_stride: rank, step_stride: 1 };
-                let right = (panel.as_ptr(), panel_columns);
-                if count == panel_columns {
-                    multiply(simd, end - first, rank, left, right, (to, width), adds);
-                } else {
-                    let sums = tile.as_mut_ptr();
-                    multiply(simd, end - first, rank, left, right, (sums, panel_columns), false);
-                    for row in 0..end - first {
-                        let sums = &tile[row * panel_columns..][..count];
-                        let to = std::slice::from_raw_parts_mut(to.add(row * width), count);
-                        finish_row(simd, sums, adds, to);
-                    }
+    }
+    let blocks = rows.len().div_ceil(tile_rows::<S>());
+    let block_rows = |block| rows.len() * block / blocks;
+    for block in 0..blocks {
+        let (first, end) = (block_rows(block), block_rows(block + 1));
+        let next = if block + 1 < blocks { end..block_rows(block + 2) } else { 0..0 };
+        // SAFETY: the scratch holds the rows' factors; the caller's promise.
+        let left = Left { start: unsafe { x.as_ptr().add(first * rank) }, row_stride: rank, step_stride: 1 };
+        for (index, column) in columns.clone().step_by(panel).enumerate() {
+            let count = panel.min(columns.end - column);
+            let right = &packed[index * rank * panel..][..rank * panel];
+            for row in next.clone() {
+                // SAFETY: the place lies in the result.
+                let place = unsafe { part.to.at((rows.start + row) * width + column) };
+                for line in (0..count).step_by(CACHE_LINE) {
+                    simd.prefetch(place.wrapping_add(line));
                 }
             }
+            // SAFETY: as above.
+            unsafe {
+                multiply_tile(
+                    simd,
+                    part,
+                    width,
+                    (rows.start + first, end - first),
+                    (column, count),
+                    left,
+                    right,
+                    tile,
+                );
+            }
+        }
+    }
+}
+
+/// One tile of the result, of `count` columns.
+///
+/// # Safety
+/// As for [`up_task_with`]; `left` has these rows, `right` is a panel.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn multiply_tile<S: Simd>(
+    simd: S,
+    part: &Up<'_>,
+    width: usize,
+    (first, rows): (usize, usize),
+    (column, count): (usize, usize),
+    left: Left,
+    right: &[f32],
+    tile: &mut [f32],
+) {
+    let (panel, adds) = (tile_columns::<S>(), !matches!(part.base, Base::Nothing));
+    // SAFETY: the caller's promise; a tile has room for a block's sums.
+    unsafe {
+        let to = part.to.at(first * width + column);
+        if let Base::Other(base) = part.base {
+            for row in 0..rows {
+                let base = &base[(first + row) * width + column..][..count];
+                std::ptr::copy_nonoverlapping(base.as_ptr(), to.add(row * width), count);
+            }
+        }
+        let right = (right.as_ptr(), panel);
+        if count == panel {
+            multiply(simd, rows, part.rank, left, right, (to, width), adds);
+            return;
+        }
+        multiply(simd, rows, part.rank, left, right, (tile.as_mut_ptr(), panel), false);
+        for row in 0..rows {
+            let to = std::slice::from_raw_parts_mut(to.add(row * width), count);
+            finish_row(simd, &tile[row * panel..][..count], adds, to);
         }
     }
 }
