@@ -16,6 +16,10 @@ pub enum Gate {
     Loss,
     /// Inverse frequencies and their factor against transformers.
     RopeTable,
+    /// Cross-entropy of a language model's head.
+    CrossEntropy,
+    /// Its gradients.
+    CrossEntropyBackward,
     /// A matrix product.
     Linear,
     /// A normalisation.
@@ -24,6 +28,8 @@ pub enum Gate {
     NormBackward,
     /// A rotary embedding.
     Rope,
+    /// Which elements are the largest.
+    Selection,
     /// Attention.
     Attention,
     /// A gated feed-forward block.
@@ -62,6 +68,10 @@ const TABLE: [(Gate, [f32; 3]); 13] = [
     (Gate::Loss, [2e-5, 1e-3, 5e-3]),
     // One power and one division; libraries differ in the last bits of pow. Tables are always f32.
     (Gate::RopeTable, [1e-6, 1e-6, 1e-6]),
+    // A matrix product, then a sum of exponentials. GPUs hold logits in the storage type, with errors of half a step.
+    (Gate::CrossEntropy, [1e-5, 2e-3, 1.6e-2]),
+    // As above, and the logits' gradients are rounded to the storage type before the second product.
+    (Gate::CrossEntropyBackward, [2e-5, 4e-3, 3e-2]),
     // Up to a few thousand terms in another order; the result is rounded once to the storage type.
     (Gate::Linear, [1e-5, 1e-3, 8e-3]),
     // One sum, one square root, two products; then one rounding.
@@ -70,6 +80,8 @@ const TABLE: [(Gate, [f32; 3]); 13] = [
     (Gate::NormBackward, [1e-5, 2e-3, 1e-2]),
     // Two products and a sum; sine and cosine of large angles differ in the last bits.
     (Gate::Rope, [2e-6, 1e-3, 8e-3]),
+    // The elements themselves and their places: nothing is rounded, and no two places are so close.
+    (Gate::Selection, [1e-9, 1e-9, 1e-9]),
     // Two products, an approximated exponential, one division.
     (Gate::Attention, [1e-5, 2e-3, 1e-2]),
     // Two products with a rounding between them, and an approximated activation.
@@ -167,10 +179,13 @@ mod tests {
             Gate::SameModel,
             Gate::Loss,
             Gate::RopeTable,
+            Gate::CrossEntropy,
+            Gate::CrossEntropyBackward,
             Gate::Linear,
             Gate::Norm,
             Gate::NormBackward,
             Gate::Rope,
+            Gate::Selection,
             Gate::Attention,
             Gate::GatedMlp,
             Gate::Gated,

@@ -10,6 +10,7 @@
 
 pub mod attention;
 pub mod cuda_libraries;
+pub mod cross_entropy;
 mod device;
 pub mod embedding;
 mod fresh;
@@ -23,6 +24,7 @@ mod output;
 pub mod pool;
 pub mod rms_norm;
 pub mod rope;
+pub mod sample;
 mod scratch;
 pub mod simd;
 mod view;
