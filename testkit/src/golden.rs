@@ -28,6 +28,13 @@ pub struct Floats {
     pub values: Vec<f32>,
 }
 
+/// A file of tensors under `golden/`.
+#[derive(Debug)]
+pub struct Tensors {
+    path: PathBuf,
+    tensors: BTreeMap<String, Expected>,
+}
+
 #[derive(Debug)]
 enum Expected {
     Floats(Floats),
@@ -69,6 +76,27 @@ pub fn json(path: &str) -> serde_json::Value {
     let path = root().join(path);
     let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+impl Tensors {
+    /// A file such as `ops/attention.safetensors`.
+    pub fn open(path: &str) -> Self {
+        let path = root().join(path);
+        let tensors = read(&path);
+        Self { path, tensors }
+    }
+
+    /// The floats of this name.
+    pub fn floats(&self, name: &str) -> &Floats {
+        match self.tensors.get(name) {
+            Some(Expected::Floats(floats)) => floats,
+            Some(Expected::Ids(_)) => panic!("{}: {name} holds integers", self.path.display()),
+            None => {
+                let names: Vec<&str> = self.tensors.keys().map(String::as_str).collect();
+                panic!("{}: no tensor {name}, there are {}", self.path.display(), names.join(", "))
+            }
+        }
+    }
 }
 
 impl GoldenModel {

@@ -9,8 +9,8 @@
 //! dtype of their file (`f32`, `bf16`, `f16`) and are widened in registers, never copied as a whole.
 
 pub mod attention;
-pub mod cuda_libraries;
 pub mod cross_entropy;
+pub mod cuda_libraries;
 mod device;
 pub mod embedding;
 mod fresh;

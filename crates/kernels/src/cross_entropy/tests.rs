@@ -1,6 +1,10 @@
 //! What no definition shows: parts that agree with each other, extreme numbers, and errors.
 
 use candle_core::Var;
+use metal_candle_testkit::{
+    golden::Tensors,
+    tolerance::{Gate, Precision, assert_close, tolerance},
+};
 
 use super::*;
 use crate::{
@@ -11,6 +15,39 @@ use crate::{
 
 fn head(vocabulary: usize, width: usize) -> Projection {
     Projection { weight: random(2, (vocabulary, width), DType::F32), bias: None }
+}
+
+#[test]
+fn pytorch_finds_the_same() {
+    let golden = Tensors::open("ops/cross_entropy.safetensors");
+    for case in ["plain", "smoothed", "gemma", "all"] {
+        let floats = |name: &str| &golden.floats(&format!("{case}.{name}")).values;
+        let &[label_smoothing, z_loss, soft_cap, logit_scale] = floats("params").as_slice() else {
+            panic!("{case}: four parameters");
+        };
+        let soft_cap = (soft_cap > 0.).then_some(soft_cap);
+        let params = LossParams { label_smoothing, z_loss, soft_cap, logit_scale, chunk_tokens: None };
+        let target = |target: &f32| if *target < 0. { IGNORED } else { *target as u32 };
+        let targets: Vec<u32> = floats("targets").iter().map(target).collect();
+        for rig in rigs() {
+            rig.with(|| {
+                let tensor = |name, rows| Tensor::from_slice(floats(name), (rows, 12), rig.device()).unwrap();
+                let head = Projection { weight: tensor("weight", 50), bias: None };
+                let hidden = tensor("hidden", 7);
+                let run =
+                    lm_head_loss_and_gradients(&hidden, &head, &targets, &params, HeadWeight::Trainable);
+                let (loss, gradients) = run.unwrap();
+                let check = |found: &Tensor, name: &str, gate| {
+                    let found: Vec<f32> = found.flatten_all().unwrap().to_vec1().unwrap();
+                    let allowed = tolerance(gate, Precision::F32);
+                    assert_close(&found, floats(name), allowed, format!("{case}, {name} on {rig}"));
+                };
+                check(&loss.losses, "losses", Gate::CrossEntropy);
+                check(&gradients.hidden, "d_hidden", Gate::CrossEntropyBackward);
+                check(gradients.weight.as_ref().unwrap(), "d_weight", Gate::CrossEntropyBackward);
+            });
+        }
+    }
 }
 
 #[test]

@@ -16,7 +16,7 @@ static SORTED_MEMBERS: Kernel = Kernel::new(&MODULE, "sorted_members");
 static UNPACK: Kernel = Kernel::new(&MODULE, "unpack_members");
 
 /// Elements of a part whose largest a group finds.
-const LARGEST_PART: usize = 8192;
+const LARGEST_PART: usize = 2048;
 /// Threads of such a group.
 const LARGEST_THREADS: usize = 256;
 /// Elements that a group sorts (`PART` in the kernels).
