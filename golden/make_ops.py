@@ -1,7 +1,7 @@
 """Makes golden/ops: what PyTorch computes in f64 for single ops, gradients included.
 
     python golden/make_ops.py              # all of them
-    python golden/make_ops.py attention lora    # only these
+    python golden/make_ops.py attention     # only these
 
 One function per op; it returns the tensors of its file, named `case.tensor`. Inputs are rounded to f32 before anything is
 computed, so that the stored ones are exactly those. Deterministic: the seed is the op's name.
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch.nn.functional import cross_entropy as cross_entropy_of_logits
 from torch.nn.functional import scaled_dot_product_attention
 
 FOLDER = Path(__file__).parent / "ops"
@@ -65,6 +66,30 @@ def attention():
     return tensors
 
 
+def cross_entropy():
+    """Losses of 7 tokens, two of them ignored (target -100), and the gradients of their sum: 12 inputs, 50 logits."""
+    tensors = {}
+    for case, smoothing, z_loss, soft_cap, scale in [
+        ("plain", 0.0, 0.0, None, 1.0),
+        ("smoothed", 0.1, 0.0, None, 1.0),
+        ("gemma", 0.0, 0.0, 3.0, 1.0),
+        ("all", 0.25, 1e-3, 4.0, 0.5),
+    ]:
+        hidden, weight = random(7, 12), random(50, 12)
+        targets = torch.tensor([3, -100, 0, 49, 17, -100, 3])
+        logits = hidden @ weight.t() * scale
+        if soft_cap:
+            logits = soft_cap * torch.tanh(logits / soft_cap)
+        losses = cross_entropy_of_logits(logits, targets, reduction="none", label_smoothing=smoothing)
+        losses = losses + z_loss * logits.logsumexp(-1) ** 2 * (targets >= 0)
+        losses.sum().backward()
+        made = dict(hidden=hidden, weight=weight, targets=targets, losses=losses)
+        made |= dict(d_hidden=hidden.grad, d_weight=weight.grad)
+        made |= dict(params=torch.tensor([smoothing, z_loss, soft_cap or 0.0, scale]))
+        tensors |= {f"{case}.{name}": tensor for name, tensor in made.items()}
+    return tensors
+
+
 def lora():
     """A layer of 30 inputs and 44 outputs with PEFT's adapter of rank 5: `lora_alpha` 7, so a scale of 1.4."""
     return peft_layer(use_dora=False)
@@ -101,7 +126,7 @@ def peft_layer(use_dora):
     return tensors | {f"d_{name}": parameter.grad for name, parameter in parameters.items()}
 
 
-OPS = {op.__name__: op for op in (attention, dora, lora)}
+OPS = {op.__name__: op for op in (attention, cross_entropy, dora, lora)}
 
 if __name__ == "__main__":
     main()

@@ -2,8 +2,8 @@
 //! [`graph`](crate::graph) can move into the graph without a copy.
 
 use candle_core::{
-    DType, Device, Result, Shape, Storage, Tensor, WithDType, backend::BackendDevice, cpu_backend::CpuDevice,
-    op::BackpropOp,
+    DType, Device, Result, Shape, Storage, Tensor, WithDType, backend::BackendDevice, bail,
+    cpu_backend::CpuDevice, op::BackpropOp,
 };
 
 /// Storage with its shape, contiguous from its first element.
@@ -39,6 +39,16 @@ impl Fresh {
         let shape = shape.into();
         debug_assert_eq!(values.len(), shape.elem_count());
         Self { storage: Storage::Cpu(T::to_cpu_storage_owned(values)), shape }
+    }
+
+    /// A copy of a small tensor that plain candle ops computed.
+    pub(crate) fn copy_of(tensor: &Tensor) -> Result<Self> {
+        let dense = tensor.contiguous()?;
+        let (storage, layout) = dense.storage_and_layout();
+        if layout.start_offset() != 0 {
+            bail!("a copy of a part of a tensor was asked for");
+        }
+        Ok(Self { storage: storage.try_clone(layout)?, shape: tensor.shape().clone() })
     }
 
     /// A tensor outside of any graph.

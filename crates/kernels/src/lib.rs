@@ -9,6 +9,7 @@
 //! dtype of their file (`f32`, `bf16`, `f16`) and are widened in registers, never copied as a whole.
 
 pub mod attention;
+pub mod cross_entropy;
 pub mod cuda_libraries;
 mod device;
 pub mod embedding;
@@ -25,6 +26,7 @@ mod output;
 pub mod pool;
 pub mod rms_norm;
 pub mod rope;
+pub mod sample;
 mod scratch;
 pub mod simd;
 mod view;

@@ -11,8 +11,6 @@ use crate::{
 
 /// Rows of one forward: short examples share it, long ones take several.
 const MAX_ROWS: usize = 512;
-/// Rows whose logits are held at once.
-const LOGIT_ROWS: usize = 64;
 
 /// How well a model predicts a file.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -110,23 +108,9 @@ impl Sum<'_> {
 
     /// Adds −log p of each row's target, if it has one.
     fn add_rows(&mut self, hidden: &candle_core::Tensor, targets: &[Option<u32>]) -> Result<()> {
-        let counted = targets.iter().enumerate().filter_map(|(row, target)| Some((row as u32, (*target)?)));
-        let counted: Vec<(u32, u32)> = counted.collect();
-        for part in counted.chunks(LOGIT_ROWS) {
-            let rows: Vec<u32> = part.iter().map(|(row, _)| *row).collect();
-            let rows = candle_core::Tensor::new(rows, hidden.device())?;
-            let logits = self.language_model.model().logits(&hidden.index_select(&rows, 0)?)?;
-            for (logits, (_, target)) in logits.to_vec2::<f32>()?.iter().zip(part) {
-                self.loss += negative_log_probability(logits, *target as usize);
-                self.tokens += 1;
-            }
-        }
+        let loss = self.language_model.model().loss(hidden, targets)?;
+        self.loss += loss.sum()?;
+        self.tokens += loss.count;
         Ok(())
     }
-}
-
-fn negative_log_probability(logits: &[f32], target: usize) -> f64 {
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|logit| f64::from((logit - largest).exp())).sum();
-    sum.ln() + f64::from(largest) - f64::from(logits[target])
 }

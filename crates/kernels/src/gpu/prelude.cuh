@@ -14,6 +14,8 @@ typedef unsigned long long Index;
 
 // A kernel and its parameters, numbered in their order.
 #define KERNEL(name, ...) extern "C" __global__ void name(__VA_ARGS__)
+// The same for groups of at most so many threads: the compiler then leaves registers for all of them.
+#define KERNEL_WITHIN(threads, name, ...) extern "C" __global__ void __launch_bounds__(threads) name(__VA_ARGS__)
 #define READ(type, name, index) const type *__restrict__ name
 #define WRITE(type, name, index) type *__restrict__ name
 #define UPDATE(type, name, index) type *name

@@ -16,6 +16,9 @@ typedef ulong Index;
                      uint3 group_count_ [[threadgroups_per_grid]],                                           \
                      uint3 thread_index_ [[thread_position_in_threadgroup]],                                 \
                      uint3 thread_count_ [[threads_per_threadgroup]])
+// The same for groups of at most so many threads: the compiler then leaves registers for all of them.
+#define KERNEL_WITHIN(threads, name, ...)                                                                    \
+    [[max_total_threads_per_threadgroup(threads)]] KERNEL(name, __VA_ARGS__)
 #define READ(type, name, index) device const type *name [[buffer(index)]]
 #define WRITE(type, name, index) device type *name [[buffer(index)]]
 #define UPDATE(type, name, index) device type *name [[buffer(index)]]

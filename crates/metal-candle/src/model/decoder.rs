@@ -4,6 +4,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use metal_candle_kernels::{
+    cross_entropy::{IGNORED, Loss, LossParams, lm_head_loss},
     embedding::embedding,
     linear::{Projection, linear},
     rms_norm::{RmsNorm, add_rms_norm, rms_norm, rms_norm_add},
@@ -204,6 +205,15 @@ impl Model {
             logits = ((logits / f64::from(cap))?.tanh()? * f64::from(cap))?;
         }
         Ok(logits)
+    }
+
+    /// −log p of the token that each row of `hidden [rows, hidden]` is to predict, where there is one. Never holds all
+    /// logits.
+    pub fn loss(&self, hidden: &Tensor, targets: &[Option<u32>]) -> Result<Loss, ModelError> {
+        let targets: Vec<u32> = targets.iter().map(|target| target.unwrap_or(IGNORED)).collect();
+        let head = &self.spec.head;
+        let params = LossParams { soft_cap: head.soft_cap, logit_scale: head.scale, ..LossParams::default() };
+        Ok(lm_head_loss(hidden, &self.head, &targets, &params)?)
     }
 
     /// Adds what half a block made to the stream; returns the stream and the input of the next half.
