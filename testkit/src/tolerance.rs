@@ -34,6 +34,10 @@ pub enum Gate {
     GatedBackward,
     /// Optimizer steps and norms of gradients.
     Optimizer,
+    /// A softmax.
+    Softmax,
+    /// Gradients of a softmax.
+    SoftmaxBackward,
 }
 
 /// What the values, or the weights of a model, are stored in.
@@ -52,7 +56,7 @@ pub enum Precision {
 pub struct Tolerance(pub f32);
 
 /// Columns: f32, f16, bf16.
-const TABLE: [(Gate, [f32; 3]); 13] = [
+const TABLE: [(Gate, [f32; 3]); 15] = [
     // Sums of a few hundred products in another order, through a few layers. Half precision: the weights are
     // rounded alike on both sides, but activations may be rounded on one side only.
     (Gate::Logits, [2e-5, 5e-3, 2e-2]),
@@ -80,6 +84,10 @@ const TABLE: [(Gate, [f32; 3]); 13] = [
     (Gate::GatedBackward, [4e-6, 1e-3, 8e-3]),
     // A few steps of a few roundings each; parameters are always f32.
     (Gate::Optimizer, [5e-6, 5e-6, 5e-6]),
+    // An approximated exponential of a rounded difference, a long sum, one division.
+    (Gate::Softmax, [3e-6, 1e-3, 8e-3]),
+    // From the rounded result; a difference that cancels.
+    (Gate::SoftmaxBackward, [1e-5, 3e-3, 2e-2]),
 ];
 
 /// The tolerance of this gate for values of this precision.
@@ -176,6 +184,8 @@ mod tests {
             Gate::Gated,
             Gate::GatedBackward,
             Gate::Optimizer,
+            Gate::Softmax,
+            Gate::SoftmaxBackward,
         ] {
             assert_eq!(TABLE.iter().filter(|(row, _)| *row == gate).count(), 1, "{gate:?}");
         }

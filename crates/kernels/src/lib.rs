@@ -25,6 +25,7 @@ pub mod rms_norm;
 pub mod rope;
 mod scratch;
 pub mod simd;
+pub mod softmax;
 mod view;
 
 #[cfg(test)]
