@@ -16,6 +16,7 @@ mod fresh;
 pub mod gated;
 mod gpu;
 mod graph;
+pub mod layer_norm;
 pub mod linear;
 pub mod memory;
 pub mod optimizer;
