@@ -16,6 +16,8 @@ pub enum Gate {
     Loss,
     /// Inverse frequencies and their factor against transformers.
     RopeTable,
+    /// A change of type, and its gradient.
+    Cast,
     /// A matrix product.
     Linear,
     /// A normalisation.
@@ -56,7 +58,7 @@ pub enum Precision {
 pub struct Tolerance(pub f32);
 
 /// Columns: f32, f16, bf16.
-const TABLE: [(Gate, [f32; 3]); 15] = [
+const TABLE: [(Gate, [f32; 3]); 16] = [
     // Sums of a few hundred products in another order, through a few layers. Half precision: the weights are
     // rounded alike on both sides, but activations may be rounded on one side only.
     (Gate::Logits, [2e-5, 5e-3, 2e-2]),
@@ -66,6 +68,8 @@ const TABLE: [(Gate, [f32; 3]); 15] = [
     (Gate::Loss, [2e-5, 1e-3, 5e-3]),
     // One power and one division; libraries differ in the last bits of pow. Tables are always f32.
     (Gate::RopeTable, [1e-6, 1e-6, 1e-6]),
+    // One product, rounded to the narrowest type of the test whatever the type of the input.
+    (Gate::Cast, [8e-3, 8e-3, 8e-3]),
     // Up to a few thousand terms in another order; the result is rounded once to the storage type.
     (Gate::Linear, [1e-5, 1e-3, 8e-3]),
     // One sum, one square root, two products; then one rounding.
@@ -175,6 +179,7 @@ mod tests {
             Gate::SameModel,
             Gate::Loss,
             Gate::RopeTable,
+            Gate::Cast,
             Gate::Linear,
             Gate::Norm,
             Gate::NormBackward,

@@ -9,6 +9,7 @@
 //! dtype of their file (`f32`, `bf16`, `f16`) and are widened in registers, never copied as a whole.
 
 pub mod attention;
+pub mod cast;
 pub mod cuda_libraries;
 mod device;
 pub mod embedding;
