@@ -18,6 +18,8 @@ pub enum Gate {
     RopeTable,
     /// A change of type, and its gradient.
     Cast,
+    /// Rows of an embedding, and the gradient of its table.
+    Embedding,
     /// A matrix product.
     Linear,
     /// A normalisation.
@@ -58,7 +60,7 @@ pub enum Precision {
 pub struct Tolerance(pub f32);
 
 /// Columns: f32, f16, bf16.
-const TABLE: [(Gate, [f32; 3]); 16] = [
+const TABLE: [(Gate, [f32; 3]); 17] = [
     // Sums of a few hundred products in another order, through a few layers. Half precision: the weights are
     // rounded alike on both sides, but activations may be rounded on one side only.
     (Gate::Logits, [2e-5, 5e-3, 2e-2]),
@@ -70,6 +72,8 @@ const TABLE: [(Gate, [f32; 3]); 16] = [
     (Gate::RopeTable, [1e-6, 1e-6, 1e-6]),
     // One product, rounded to the narrowest type of the test whatever the type of the input.
     (Gate::Cast, [8e-3, 8e-3, 8e-3]),
+    // One product; a row's gradient is a sum over its uses, in f32.
+    (Gate::Embedding, [1e-6, 1e-3, 8e-3]),
     // Up to a few thousand terms in another order; the result is rounded once to the storage type.
     (Gate::Linear, [1e-5, 1e-3, 8e-3]),
     // One sum, one square root, two products; then one rounding.
@@ -180,6 +184,7 @@ mod tests {
             Gate::Loss,
             Gate::RopeTable,
             Gate::Cast,
+            Gate::Embedding,
             Gate::Linear,
             Gate::Norm,
             Gate::NormBackward,
