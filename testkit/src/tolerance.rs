@@ -20,6 +20,10 @@ pub enum Gate {
     CrossEntropy,
     /// Its gradients.
     CrossEntropyBackward,
+    /// A change of type, and its gradient.
+    Cast,
+    /// Rows of an embedding, and the gradient of its table.
+    Embedding,
     /// A matrix product.
     Linear,
     /// Gradients of a matrix product.
@@ -50,6 +54,10 @@ pub enum Gate {
     GatedBackward,
     /// Optimizer steps and norms of gradients.
     Optimizer,
+    /// A softmax.
+    Softmax,
+    /// Gradients of a softmax.
+    SoftmaxBackward,
 }
 
 /// What the values, or the weights of a model, are stored in.
@@ -82,6 +90,10 @@ const TABLE: &[(Gate, [f32; 3])] = &[
     (Gate::CrossEntropy, [1e-5, 2e-3, 1.6e-2]),
     // As above, and the logits' gradients are rounded to the storage type before the second product.
     (Gate::CrossEntropyBackward, [2e-5, 4e-3, 3e-2]),
+    // One product, rounded to the narrowest type of the test whatever the type of the input.
+    (Gate::Cast, [8e-3, 8e-3, 8e-3]),
+    // One product; a row's gradient is a sum over its uses, in f32.
+    (Gate::Embedding, [1e-6, 1e-3, 8e-3]),
     // Up to a few thousand terms in another order; the result is rounded once to the storage type.
     (Gate::Linear, [1e-5, 1e-3, 8e-3]),
     // As above; the sum may have to be as long as all rows.
@@ -112,6 +124,10 @@ const TABLE: &[(Gate, [f32; 3])] = &[
     (Gate::GatedBackward, [4e-6, 1e-3, 8e-3]),
     // A few steps of a few roundings each; parameters are always f32.
     (Gate::Optimizer, [5e-6, 5e-6, 5e-6]),
+    // An approximated exponential of a rounded difference, a long sum, one division.
+    (Gate::Softmax, [3e-6, 1e-3, 8e-3]),
+    // From the rounded result; a difference that cancels.
+    (Gate::SoftmaxBackward, [1e-5, 3e-3, 2e-2]),
 ];
 
 /// The tolerance of this gate for values of this precision.

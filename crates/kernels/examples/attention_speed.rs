@@ -12,7 +12,7 @@ use metal_candle_kernels::{
     attention::{AttentionParams, KvChunk, Segment, attention},
     pool,
     rms_norm::{RmsNorm, add_rms_norm, rms_norm},
-    rope::{Rotation, rope},
+    rope::{Pairs, Rotation, rope},
     simd,
 };
 
@@ -102,7 +102,11 @@ fn elementwise(rows: usize) -> Result<()> {
     let weight = random(&[width])?.to_dtype(DType::BF16)?;
     let norm = RmsNorm { weight, epsilon: 1e-6, weight_offset: 0. };
     let (x, delta) = (random(&[rows, width])?, random(&[rows, width])?);
-    let rotation = Rotation { cos: random(&[rows, head_dim / 2])?, sin: random(&[rows, head_dim / 2])? };
+    let rotation = Rotation {
+        cos: random(&[rows, head_dim / 2])?,
+        sin: random(&[rows, head_dim / 2])?,
+        pairs: Pairs::Halves,
+    };
     let turned = x.reshape((rows, heads, head_dim))?;
     throughput("rms_norm", &x, 2, |_| rms_norm(&x, &norm))?;
     throughput("add_rms_norm", &x, 4, |_| add_rms_norm(&x, &delta, 1., &norm))?;

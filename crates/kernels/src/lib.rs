@@ -9,6 +9,7 @@
 //! dtype of their file (`f32`, `bf16`, `f16`) and are widened in registers, never copied as a whole.
 
 pub mod attention;
+pub mod cast;
 pub mod cross_entropy;
 pub mod cuda_libraries;
 mod device;
@@ -17,6 +18,7 @@ mod fresh;
 pub mod gated;
 mod gpu;
 mod graph;
+pub mod layer_norm;
 pub mod linear;
 pub mod lora;
 mod matmul;
@@ -29,6 +31,7 @@ pub mod rope;
 pub mod sample;
 mod scratch;
 pub mod simd;
+pub mod softmax;
 mod view;
 
 #[cfg(test)]

@@ -2,12 +2,14 @@
 
 use std::ops::Range;
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor};
 
+use super::Used;
 use crate::{
+    fresh::Fresh,
     output::{Output, filled},
     pool,
-    simd::{Element, Simd, dispatch},
+    simd::{Element, Simd, dispatch, for_vectors, load, store},
     view::{Floats, View},
 };
 
@@ -22,19 +24,32 @@ struct Job<'a, W> {
     output: Output<f32>,
 }
 
-pub(super) fn embedding(table: &Tensor, ids: &[u32], scale: f32, compute: DType) -> Result<Tensor> {
-    if compute != DType::F32 {
-        bail!("embedding: the compute dtype is {compute:?}, expected F32 on the CPU");
-    }
+pub(super) fn embedding(table: &Tensor, ids: &[u32], scale: f32) -> Result<Fresh> {
     let (_vocabulary, width) = table.dims2()?;
-    match View::new(table).floats("embedding: `table`")? {
+    Ok(match View::new(table).floats("embedding: `table`")? {
         Floats::F32(table) => gather(table, width, ids, scale),
         Floats::Bf16(table) => gather(table, width, ids, scale),
         Floats::F16(table) => gather(table, width, ids, scale),
-    }
+    })
 }
 
-fn gather<W: Element>(table: &[W], width: usize, ids: &[u32], scale: f32) -> Result<Tensor> {
+pub(super) fn backward(used: &Used, dy: &Tensor, vocabulary: usize, scale: f32) -> Result<Tensor> {
+    let (_rows, width) = dy.dims2()?;
+    let dy = View::new(dy);
+    let dy = dy.f32s("embedding_backward: `dy`")?;
+    // Pages of rows that are not used are never touched.
+    let mut gradient = vec![0.; vocabulary * width];
+    let output = Output::new(gradient.as_mut_ptr());
+    pool::for_each(used.ids.len(), &|index| {
+        let used_id = &used.ids[index];
+        // SAFETY: the caller checked that the id is within the vocabulary, and each has a row of its own.
+        let sum = unsafe { std::slice::from_raw_parts_mut(output.at(used_id.id as usize * width), width) };
+        sum_rows(dy, &used.order[used_id.first as usize..used_id.end as usize], scale, sum);
+    });
+    Tensor::from_vec(gradient, (vocabulary, width), &Device::Cpu)
+}
+
+fn gather<W: Element>(table: &[W], width: usize, ids: &[u32], scale: f32) -> Fresh {
     let rows_per_task = (TASK / width.max(1)).max(1);
     let tasks = ids.len().div_ceil(rows_per_task);
     let run = |output| {
@@ -49,11 +64,12 @@ fn gather<W: Element>(table: &[W], width: usize, ids: &[u32], scale: f32) -> Res
     };
     // SAFETY: `gather_rows` writes every row.
     let output = unsafe { filled(ids.len() * width, run) };
-    Tensor::from_vec(output, (ids.len(), width), &Device::Cpu)
+    Fresh::from_vec(output, (ids.len(), width))
 }
 
 dispatch! {
     fn gather_rows<W: Element>(job: &Job<'_, W>, rows: Range<usize>) = gather_rows_with;
+    fn sum_rows(dy: &[f32], rows: &[u32], scale: f32, sum: &mut [f32]) = sum_rows_with;
 }
 
 #[inline(always)]
@@ -75,5 +91,17 @@ fn gather_rows_with<S: Simd, W: Element>(simd: S, job: &Job<'_, W>, rows: Range<
                 simd.store_first(to.add(whole), simd.mul(value, factor), rest);
             }
         }
+    }
+}
+
+#[inline(always)]
+fn sum_rows_with<S: Simd>(simd: S, dy: &[f32], rows: &[u32], scale: f32, sum: &mut [f32]) {
+    let (width, factor) = (sum.len(), simd.splat(scale));
+    for &row in rows {
+        let dy = &dy[row as usize * width..(row as usize + 1) * width];
+        for_vectors!(S, width, |column, count| {
+            let total = simd.fma(load(simd, dy, column, count), factor, load(simd, sum, column, count));
+            store(simd, sum, column, count, total);
+        });
     }
 }

@@ -192,7 +192,11 @@ impl Variant {
 
 impl Float {
     pub(crate) fn of(tensor: &Tensor) -> Result<Self> {
-        Ok(match tensor.dtype() {
+        Self::of_type(tensor.dtype())
+    }
+
+    pub(crate) fn of_type(dtype: DType) -> Result<Self> {
+        Ok(match dtype {
             DType::F32 => Self::F32,
             DType::F16 => Self::F16,
             DType::BF16 => Self::Bf16,

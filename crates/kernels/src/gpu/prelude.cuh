@@ -3,6 +3,7 @@
 #include <cuda_fp16.h>
 
 typedef unsigned int uint;
+typedef unsigned char uchar;
 typedef unsigned short ushort;
 typedef unsigned long long Index;
 

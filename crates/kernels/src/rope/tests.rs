@@ -13,11 +13,15 @@ fn expected(x: &Tensor, rotation: &Rotation) -> Vec<f64> {
     let half = rotation.cos.dim(1).unwrap();
     let (mut turned, cos, sin) = (wide(x), wide(&rotation.cos), wide(&rotation.sin));
     for (index, head) in turned.chunks_mut(head_dim).enumerate() {
-        for column in 0..half {
-            let angle = index / heads * half + column;
-            let (first, second) = (head[column], head[half + column]);
-            head[column] = first * cos[angle] - second * sin[angle];
-            head[half + column] = second * cos[angle] + first * sin[angle];
+        for pair in 0..half {
+            let angle = index / heads * half + pair;
+            let (a, b) = match rotation.pairs {
+                Pairs::Halves => (pair, half + pair),
+                Pairs::Neighbours => (2 * pair, 2 * pair + 1),
+            };
+            let (first, second) = (head[a], head[b]);
+            head[a] = first * cos[angle] - second * sin[angle];
+            head[b] = second * cos[angle] + first * sin[angle];
         }
     }
     turned
@@ -32,12 +36,15 @@ fn every_level_matches_the_definition() {
                     let x = random(1, (rows, heads, head_dim), DType::F32);
                     let (cos, sin) =
                         (random(2, (rows, half), DType::F32), random(3, (rows, half), DType::F32));
-                    let rotation = Rotation { cos, sin };
-                    let context = format!("{level}, {rows} x {heads} x {head_dim}, half {half}");
-                    let expected = expected(&x, &rotation);
-                    assert_close(&rope(&x, &rotation).unwrap(), &expected, 1e-6, &context);
-                    if half > 0 && rows > 0 {
-                        assert_close(&reference::rope(&x, &rotation).unwrap(), &expected, 1e-6, &context);
+                    for pairs in [Pairs::Halves, Pairs::Neighbours] {
+                        let rotation = Rotation { cos: cos.clone(), sin: sin.clone(), pairs };
+                        let context =
+                            format!("{level}, {rows} x {heads} x {head_dim}, {pairs:?}, half {half}");
+                        let expected = expected(&x, &rotation);
+                        assert_close(&rope(&x, &rotation).unwrap(), &expected, 1e-6, &context);
+                        if half > 0 && rows > 0 {
+                            assert_close(&reference::rope(&x, &rotation).unwrap(), &expected, 1e-6, &context);
+                        }
                     }
                 }
             }
@@ -51,6 +58,7 @@ fn wrong_arguments_are_named() {
     let rotation = |rows: usize, half: usize| Rotation {
         cos: random(2, (rows, half), DType::F32),
         sin: random(3, (rows, half), DType::F32),
+        pairs: Pairs::Halves,
     };
     let error = |x: &Tensor, rotation: &Rotation| message(rope(x, rotation));
     let found = error(&x, &rotation(3, 5));
@@ -60,6 +68,7 @@ fn wrong_arguments_are_named() {
     assert_eq!(error(&x, &uneven), "rope: `sin` is [3, 3], expected [3, 4] like `cos`");
     let flat = x.reshape((3, 16)).unwrap();
     assert_eq!(error(&flat, &rotation(3, 4)), "rope: `x` is [3, 16], expected [rows, heads, D]");
-    let half = x.to_dtype(DType::BF16).unwrap();
-    assert_eq!(error(&half, &rotation(3, 4)), "rope: `x` has dtype bf16; on the CPU it must be f32");
+    let narrow = rotation(3, 4);
+    let narrow = Rotation { cos: narrow.cos.to_dtype(DType::BF16).unwrap(), ..narrow };
+    assert!(error(&x, &narrow).starts_with("rope: `cos` must be contiguous f32; it is BF16"));
 }

@@ -138,6 +138,12 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn swap_neighbours(self, a: __m256) -> __m256 {
+        // SAFETY: as above.
+        unsafe { _mm256_permute_ps::<0b10_11_00_01>(a) }
+    }
+
+    #[inline(always)]
     fn reduce_add(self, a: __m256) -> f32 {
         // SAFETY: as above.
         unsafe {

@@ -88,6 +88,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn swap_neighbours(self, a: __m512) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_permute_ps::<0b10_11_00_01>(a) }
+    }
+
+    #[inline(always)]
     fn reduce_add(self, a: __m512) -> f32 {
         // SAFETY: as above.
         unsafe { _mm512_reduce_add_ps(a) }

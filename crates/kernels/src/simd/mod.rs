@@ -80,6 +80,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         then: Self::Vector,
         otherwise: Self::Vector,
     ) -> Self::Vector;
+    /// Lanes 2i and 2i + 1 change places.
+    fn swap_neighbours(self, a: Self::Vector) -> Self::Vector;
     /// The sum of all lanes.
     fn reduce_add(self, a: Self::Vector) -> f32;
     /// The largest lane.

@@ -159,6 +159,12 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn swap_neighbours(self, a: Pair) -> Pair {
+        // SAFETY: as above.
+        unsafe { Pair(vrev64q_f32(a.0), vrev64q_f32(a.1)) }
+    }
+
+    #[inline(always)]
     fn reduce_add(self, a: Pair) -> f32 {
         // SAFETY: as above.
         unsafe { vaddvq_f32(vaddq_f32(a.0, a.1)) }

@@ -83,6 +83,10 @@ impl Simd for Portable {
         std::array::from_fn(|lane| if a[lane] < b[lane] { then[lane] } else { otherwise[lane] })
     }
     #[inline(always)]
+    fn swap_neighbours(self, a: Vector) -> Vector {
+        std::array::from_fn(|lane| a[lane ^ 1])
+    }
+    #[inline(always)]
     fn reduce_add(self, a: Vector) -> f32 {
         ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]))
     }

@@ -8,7 +8,7 @@ use metal_candle_kernels::{
     embedding::embedding,
     linear::{Projection, linear},
     rms_norm::{RmsNorm, add_rms_norm, rms_norm, rms_norm_add},
-    rope::Rotation,
+    rope::{Pairs, Rotation},
 };
 
 use super::{
@@ -283,7 +283,7 @@ impl Model {
         }
         let cos = Tensor::from_vec(cos, (rows, pairs), &self.device)?;
         let sin = Tensor::from_vec(sin, (rows, pairs), &self.device)?;
-        Ok(Rotation { cos, sin })
+        Ok(Rotation { cos, sin, pairs: Pairs::Halves })
     }
 }
 
