@@ -2,6 +2,8 @@
 //!
 //! Products are summed along K, in lanes: the sums of one row are the same however many rows there are.
 
+use std::ops::Range;
+
 use super::cpu::{Call, Product};
 use crate::{
     pool,
@@ -13,14 +15,20 @@ use crate::{
 /// The most rows of `x` that are multiplied at once.
 const MOST_ROWS: usize = 8;
 
-/// Weight rows that are held in a cache while all rows of `x` are multiplied with them.
+/// Weight rows that stay in a cache while further rows of `x` are multiplied with them.
 const TILE: usize = 24;
 
 /// Tasks per thread, if the weights are not too small or too large for that.
-const TASKS_PER_THREAD: usize = 16;
+const TASKS_PER_THREAD: usize = 8;
 
 /// The size of the weights of a task is in this range.
-const TASK_BYTES: std::ops::RangeInclusive<usize> = 16 << 10..=256 << 10;
+const TASK_BYTES: std::ops::RangeInclusive<usize> = 16 << 10..=1 << 20;
+
+/// Memory is asked for weights at least this far ahead. A thread's tasks are neighbours: this may reach into
+/// the next one.
+const AHEAD_BYTES: usize = 4 << 10;
+
+const CACHE_LINE_BYTES: usize = 64;
 
 /// The largest vector.
 const MOST_LANES: usize = 16;
@@ -32,146 +40,154 @@ pub(super) fn run(call: &Call<'_>) {
     let bytes: usize = call.products.iter().map(|product| row_bytes(product) * product.outputs).sum();
     let goal = bytes / (pool::threads() * TASKS_PER_THREAD);
     let goal = goal.clamp(*TASK_BYTES.start(), *TASK_BYTES.end());
-    // A task is a range of outputs of one product.
     let mut tasks = Vec::new();
     for product in call.products {
         let length = (goal / row_bytes(product)).clamp(1, 4096).next_multiple_of(TILE);
         for start in (0..product.outputs).step_by(length) {
-            tasks.push((product, start, length.min(product.outputs - start)));
+            tasks.push(Task { product, start, count: length.min(product.outputs - start) });
         }
     }
-    pool::for_each(tasks.len(), &|index| {
-        let (product, start, count) = tasks[index];
-        task(call, product, start, count);
-    });
+    pool::for_each(tasks.len(), &|index| tasks[index].run(call));
 }
 
-fn task(call: &Call<'_>, product: &Product<'_>, start: usize, count: usize) {
-    let stride = count.next_multiple_of(MOST_LANES);
-    with_scratch(2 * call.rows * stride, |scratch| {
-        let (first, second) = scratch.split_at_mut(call.rows * stride);
-        for (layer, sums) in product.layers().zip([&mut *first, &mut *second]) {
-            let offset = start * call.inputs;
-            let x = call.x.as_ptr();
-            let (rows, inputs) = (call.rows, call.inputs);
-            let to = sums.as_mut_ptr();
-            // SAFETY: the weight has `count` rows from `start` on, and the sums are that many per row.
-            unsafe {
+/// A range of outputs of one product.
+struct Task<'a> {
+    product: &'a Product<'a>,
+    start: usize,
+    count: usize,
+}
+
+impl Task<'_> {
+    fn run(&self, call: &Call<'_>) {
+        let stride = self.count.next_multiple_of(MOST_LANES);
+        with_scratch(2 * call.rows * stride, |scratch| {
+            let (first, second) = scratch.split_at_mut(call.rows * stride);
+            for (layer, sums) in self.product.layers().zip([&mut *first, &mut *second]) {
+                let sums = sums.as_mut_ptr();
                 match layer.weight {
-                    Floats::F32(w) => dots(x, rows, inputs, w.as_ptr().add(offset), count, to, stride),
-                    Floats::Bf16(w) => dots(x, rows, inputs, w.as_ptr().add(offset), count, to, stride),
-                    Floats::F16(w) => dots(x, rows, inputs, w.as_ptr().add(offset), count, to, stride),
+                    Floats::F32(weights) => self.sum(call, weights, sums, stride),
+                    Floats::Bf16(weights) => self.sum(call, weights, sums, stride),
+                    Floats::F16(weights) => self.sum(call, weights, sums, stride),
                 }
             }
+            let values = if self.product.gate.is_some() { second.as_ptr() } else { first.as_ptr() };
+            let sums = Sums { gate: first.as_ptr(), values, stride };
+            // SAFETY: both hold `stride` sums per row, and tasks have outputs of their own.
+            unsafe { finish(call, self, &sums) };
+        });
+    }
+
+    /// `to` has room for `stride >= count` sums per row of the call.
+    fn sum<W: Element>(&self, call: &Call<'_>, weights: &[W], to: *mut f32, stride: usize) {
+        let weights = weights[self.start * call.inputs..][..self.count * call.inputs].as_ptr();
+        let (rows, inputs) = (call.rows, call.inputs);
+        let x = call.x.as_ptr();
+        // SAFETY: the slices are as long as the call's shapes say; the sums are the task's own.
+        unsafe { dots(Dots { x, rows, inputs, weights, outputs: self.count, to, stride }) };
+    }
+}
+
+/// What a task has summed: `stride` numbers per row.
+struct Sums {
+    /// Unused without a gate.
+    gate: *const f32,
+    values: *const f32,
+    stride: usize,
+}
+
+/// `to[row · stride + output] = x[row] · weights[output]`
+///
+/// Functions that take one ask their caller for this: `x` holds `rows` and `weights` holds `outputs` rows of
+/// `inputs` numbers; `to` is writable as described.
+#[derive(Clone, Copy)]
+pub(crate) struct Dots<W> {
+    pub(crate) x: *const f32,
+    pub(crate) rows: usize,
+    pub(crate) inputs: usize,
+    pub(crate) weights: *const W,
+    pub(crate) outputs: usize,
+    pub(crate) to: *mut f32,
+    pub(crate) stride: usize,
+}
+
+impl<W> Dots<W> {
+    /// The part with these rows of `x` and of the weights.
+    ///
+    /// # Safety
+    /// The ranges lie inside.
+    #[inline(always)]
+    unsafe fn part(self, rows: Range<usize>, outputs: Range<usize>) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            Self {
+                x: self.x.add(rows.start * self.inputs),
+                rows: rows.len(),
+                weights: self.weights.add(outputs.start * self.inputs),
+                outputs: outputs.len(),
+                to: self.to.add(rows.start * self.stride + outputs.start),
+                ..self
+            }
         }
-        // SAFETY: both hold `stride` sums per row, and tasks have outputs of their own.
-        unsafe { finish(call, product, first.as_ptr(), second.as_ptr(), stride, start, count) };
-    });
+    }
 }
 
 dispatch! {
-    /// `to[row · stride + output] = x[row] · weights[output]`
-    pub(crate) unsafe fn dots<W: Element>(
-        x: *const f32, rows: usize, inputs: usize, weights: *const W, outputs: usize,
-        to: *mut f32, stride: usize,
-    ) = dots_with;
+    pub(crate) unsafe fn dots<W: Element>(dots: Dots<W>) = dots_with;
 
-    unsafe fn finish(
-        call: &Call<'_>, product: &Product<'_>, first: *const f32, second: *const f32,
-        stride: usize, start: usize, count: usize,
-    ) = finish_with;
+    unsafe fn finish(call: &Call<'_>, task: &Task<'_>, sums: &Sums) = finish_with;
 }
 
 /// # Safety
 /// As for [`Product::finish`], for all rows of the call.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn finish_with<S: Simd>(
-    simd: S,
-    call: &Call<'_>,
-    product: &Product<'_>,
-    first: *const f32,
-    second: *const f32,
-    stride: usize,
-    start: usize,
-    count: usize,
-) {
-    let values = if product.gate.is_some() { second } else { first };
+unsafe fn finish_with<S: Simd>(simd: S, call: &Call<'_>, task: &Task<'_>, sums: &Sums) {
     for row in 0..call.rows {
         // SAFETY: the caller's promise.
         unsafe {
-            let sums = (first.add(row * stride), values.add(row * stride));
-            product.finish(simd, sums, row, start, count);
+            let from = (sums.gate.add(row * sums.stride), sums.values.add(row * sums.stride));
+            task.product.finish(simd, from, row, task.start, task.count);
         }
     }
 }
 
-/// `to[row · stride + output] = x[row] · weights[output]`
-///
 /// # Safety
-/// `x` holds `rows`, `weights` holds `outputs` rows of `inputs` numbers; `to` is writable as described.
+/// See [`Dots`].
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn dots_with<S: Simd, W: Element>(
-    simd: S,
-    x: *const f32,
-    rows: usize,
-    inputs: usize,
-    weights: *const W,
-    outputs: usize,
-    to: *mut f32,
-    stride: usize,
-) {
-    let blocks = rows.div_ceil(MOST_ROWS);
-    for tile in (0..outputs).step_by(TILE) {
-        let count = TILE.min(outputs - tile);
+unsafe fn dots_with<S: Simd, W: Element>(simd: S, dots: Dots<W>) {
+    let blocks = dots.rows.div_ceil(MOST_ROWS);
+    for start in (0..dots.outputs).step_by(TILE) {
+        let tile = start..dots.outputs.min(start + TILE);
         for block in 0..blocks {
-            let (start, end) = (rows * block / blocks, rows * (block + 1) / blocks);
+            let rows = dots.rows * block / blocks..dots.rows * (block + 1) / blocks;
             // SAFETY: the caller's promise.
-            unsafe {
-                let x = x.add(start * inputs);
-                let weights = weights.add(tile * inputs);
-                let to = to.add(start * stride + tile);
-                block_with(simd, x, end - start, inputs, weights, count, to, stride);
-            }
+            unsafe { block_with(simd, dots.part(rows, tile.clone())) };
         }
     }
 }
 
 /// # Safety
-/// As for [`dots_with`], with `rows <= MOST_ROWS`.
+/// See [`Dots`]; `rows <= MOST_ROWS`.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn block_with<S: Simd, W: Element>(
-    simd: S,
-    x: *const f32,
-    rows: usize,
-    inputs: usize,
-    weights: *const W,
-    outputs: usize,
-    to: *mut f32,
-    stride: usize,
-) {
+unsafe fn block_with<S: Simd, W: Element>(simd: S, dots: Dots<W>) {
     macro_rules! cases {
         ($($rows:literal: $outputs:literal)+) => {
-            match rows {
+            match dots.rows {
                 $($rows => {
-                    for start in (0..outputs).step_by($outputs) {
-                        let count = $outputs.min(outputs - start);
+                    for start in (0..dots.outputs).step_by($outputs) {
+                        let group = start..dots.outputs.min(start + $outputs);
                         // SAFETY: the caller's promise.
-                        unsafe {
-                            let weights = weights.add(start * inputs);
-                            let to = to.add(start);
-                            group::<S, W, $rows, $outputs>(simd, x, inputs, weights, count, to, stride);
-                        }
+                        unsafe { group_with::<S, W, $rows, $outputs>(simd, dots.part(0..$rows, group)) };
                     }
                 })+
-                _ => debug_assert!(rows == 0),
+                rows => debug_assert!(rows == 0),
             }
         };
     }
     // As many weight rows at once as leave room for the sums, one vector of each weight row and one of `x`.
-    if S::REGISTERS >= 32 {
+    // But one stream is read fastest, so a single row of large vectors takes the weights in order.
+    if S::LANES >= 16 {
+        cases!(1: 1 2: 4 3: 4 4: 4 5: 4 6: 4 7: 3 8: 3);
+    } else if S::REGISTERS >= 32 {
         cases!(1: 4 2: 4 3: 4 4: 4 5: 4 6: 4 7: 3 8: 3);
     } else {
         cases!(1: 4 2: 4 3: 3 4: 2 5: 2 6: 2 7: 1 8: 1);
@@ -179,49 +195,50 @@ unsafe fn block_with<S: Simd, W: Element>(
 }
 
 /// # Safety
-/// As for [`dots_with`], with `1 <= outputs <= OUTPUTS`.
+/// See [`Dots`]; `rows == ROWS` and `1 <= outputs <= OUTPUTS`.
 #[inline(always)]
-unsafe fn group<S: Simd, W: Element, const ROWS: usize, const OUTPUTS: usize>(
-    simd: S,
-    x: *const f32,
-    inputs: usize,
-    weights: *const W,
-    outputs: usize,
-    to: *mut f32,
-    stride: usize,
-) {
+unsafe fn group_with<S: Simd, W: Element, const ROWS: usize, const OUTPUTS: usize>(simd: S, dots: Dots<W>) {
+    let Dots { x, inputs, weights, outputs, to, stride, .. } = dots;
     let mut sums = [[simd.splat(0.0); ROWS]; OUTPUTS];
     // A group that is not full computes its last output several times.
     let mut starts = [weights; OUTPUTS];
     for (output, start) in starts.iter_mut().enumerate() {
         *start = weights.wrapping_add(output.min(outputs - 1) * inputs);
     }
-    let whole = inputs - inputs % S::LANES;
+    // A step is a cache line of weights, so that each line is asked for once.
+    let step = (CACHE_LINE_BYTES / size_of::<W>()).max(S::LANES);
+    let ahead = (OUTPUTS * inputs).max(AHEAD_BYTES / size_of::<W>());
+    let whole = inputs - inputs % step;
     // SAFETY: the caller promised the memory.
     unsafe {
-        let mut input = 0;
-        while input < whole {
-            let mut w = [simd.splat(0.0); OUTPUTS];
-            for (w, start) in w.iter_mut().zip(starts) {
-                *w = W::load(simd, start.add(input));
-                // The same place in the next group.
-                simd.prefetch(start.wrapping_add(input + OUTPUTS * inputs));
+        for line in (0..whole).step_by(step) {
+            for start in starts {
+                simd.prefetch(start.wrapping_add(line + ahead));
             }
-            #[expect(clippy::needless_range_loop, reason = "the transposed sums stay in registers this way")]
-            for row in 0..ROWS {
-                let x = simd.load(x.add(row * inputs + input));
-                for output in 0..OUTPUTS {
-                    sums[output][row] = simd.fma(w[output], x, sums[output][row]);
+            for input in (line..line + step).step_by(S::LANES) {
+                let mut w = [simd.splat(0.0); OUTPUTS];
+                for (w, start) in w.iter_mut().zip(starts) {
+                    *w = W::load(simd, start.add(input));
+                }
+                #[expect(
+                    clippy::needless_range_loop,
+                    reason = "the transposed sums stay in registers this way"
+                )]
+                for row in 0..ROWS {
+                    let x = simd.load(x.add(row * inputs + input));
+                    for output in 0..OUTPUTS {
+                        sums[output][row] = simd.fma(w[output], x, sums[output][row]);
+                    }
                 }
             }
-            input += S::LANES;
         }
-        if whole < inputs {
+        for input in (whole..inputs).step_by(S::LANES) {
+            let count = S::LANES.min(inputs - input);
             #[expect(clippy::needless_range_loop, reason = "as above")]
             for row in 0..ROWS {
-                let x = simd.load_first(x.add(row * inputs + whole), inputs - whole);
+                let x = simd.load_first(x.add(row * inputs + input), count);
                 for output in 0..OUTPUTS {
-                    let w = W::load_first(simd, starts[output].add(whole), inputs - whole);
+                    let w = W::load_first(simd, starts[output].add(input), count);
                     sums[output][row] = simd.fma(w, x, sums[output][row]);
                 }
             }
