@@ -43,6 +43,10 @@ EVALUATION = [
     "A candle on a small boat gives light to the sea.",
     "Zahlen: 12, 345; naïve façade — 日本 🙂",
 ]
+EVALUATION_CHATS = [
+    [("user", "Hello"), ("assistant", "Hello! How can I help?"), ("user", "Goodbye"), ("assistant", "A small boat.")],
+    [("system", "Answer in one word."), ("user", "What is the sea?"), ("assistant", "Grey, naïve ☕")],
+]
 ENCODED = EVALUATION + ["", " ", "Hello", "  two  spaces\n\n\tand a tab", "<|im_start|>user\nHi<|im_end|>", "I'll don't WE'RE"]
 
 
@@ -166,17 +170,12 @@ def messages(chat):
 
 def write_expected(folder, tokenizer, prompts, paths):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    evaluated = [evaluate(model, tokenizer, text) for text in EVALUATION]
-    tokens = sum(row["tokens"] for row in evaluated)
     expected = {
         "encodings": [{"text": text, "ids": encode(tokenizer, text).tolist()} for text in ENCODED],
         "chat": {"messages": messages(CHATS[0][:1]), **answer(tokenizer, prompts[0], paths[0])},
         "completion": answer(tokenizer, prompts[1], paths[1]),
-        "eval": {
-            "texts": evaluated,
-            "loss": sum(row["loss"] * row["tokens"] for row in evaluated) / tokens,
-            "tokens": tokens,
-        },
+        "eval": together("texts", [evaluate(model, tokenizer, text) for text in EVALUATION]),
+        "eval_chats": together("chats", [evaluate_chat(model, tokenizer, chat) for chat in EVALUATION_CHATS]),
     }
     write_json(folder / "expected.json", expected)
     save_file(paths[0], folder / "expected.safetensors")
@@ -203,6 +202,31 @@ def evaluate(model, tokenizer, text):
     logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
     loss = torch.nn.functional.cross_entropy(logits, ids[1:])
     return {"text": text, "loss": loss.item(), "tokens": len(ids) - 1}
+
+
+@torch.no_grad()
+def evaluate_chat(model, tokenizer, chat):
+    """Mean negative log-likelihood of what the template writes for the assistant after its header."""
+    ids = chat_ids(tokenizer, chat, False)
+    targets = torch.full_like(ids, -100)
+    for index, (role, _) in enumerate(chat):
+        if role == "assistant":
+            start, end = len(chat_ids(tokenizer, chat[:index], True)), len(chat_ids(tokenizer, chat[: index + 1], False))
+            targets[start:end] = ids[start:end]
+    logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
+    loss = torch.nn.functional.cross_entropy(logits, targets[1:])
+    return {"messages": messages(chat), "loss": loss.item(), "tokens": int((targets != -100).sum())}
+
+
+def chat_ids(tokenizer, chat, add_generation_prompt):
+    text = tokenizer.apply_chat_template(messages(chat), tokenize=False, add_generation_prompt=add_generation_prompt)
+    return encode(tokenizer, text)
+
+
+def together(name, rows):
+    """The rows, and their loss as that of one file."""
+    tokens = sum(row["tokens"] for row in rows)
+    return {name: rows, "loss": sum(row["loss"] * row["tokens"] for row in rows) / tokens, "tokens": tokens}
 
 
 def write_json(path, value):

@@ -23,7 +23,15 @@ fn sampling_vocab_sweep(criterion: &mut Criterion) {
         ("min_p_0.05", SamplingParams { min_p: 0.05, ..drawn.clone() }),
         ("typical_p_0.9", SamplingParams { typical_p: 0.9, ..drawn.clone() }),
         ("xtc", SamplingParams { xtc_probability: 1.0, ..drawn.clone() }),
-        ("top_k_50_top_p_0.9", SamplingParams { top_k: 50, top_p: 0.9, ..drawn }),
+        ("top_k_50_top_p_0.9", SamplingParams { top_k: 50, top_p: 0.9, ..drawn.clone() }),
+        ("top_k_1000", SamplingParams { top_k: 1000, ..drawn.clone() }),
+        ("top_k_5000", SamplingParams { top_k: 5000, ..drawn.clone() }),
+        ("top_k_50000", SamplingParams { top_k: 50_000, ..drawn.clone() }),
+        ("top_p_0.9_xtc", SamplingParams { top_p: 0.9, xtc_probability: 1.0, ..drawn.clone() }),
+        ("top_p_0.9_min_p_0.05", SamplingParams { top_p: 0.9, min_p: 0.05, ..drawn.clone() }),
+        ("typical_p_0.9_top_p_0.9", SamplingParams { typical_p: 0.9, top_p: 0.9, ..drawn.clone() }),
+        ("typical_p_0.9_xtc", SamplingParams { typical_p: 0.9, xtc_probability: 1.0, ..drawn.clone() }),
+        ("all_filters", everything(&drawn)),
         ("greedy_logprobs_20", SamplingParams { logprobs: Some(20), ..greedy.clone() }),
         ("greedy_penalties", SamplingParams { repetition_penalty: 1.1, repetition_context: None, ..greedy }),
     ];
@@ -44,6 +52,23 @@ fn inference(criterion: &mut Criterion) {
     criterion
         .benchmark_group("inference")
         .bench_function("sampling", |bencher| sample(bencher, &params, &logits));
+}
+
+/// Every filter and penalty at once, each of which leaves the next one much to do.
+fn everything(drawn: &SamplingParams) -> SamplingParams {
+    SamplingParams {
+        top_k: 50_000,
+        top_p: 0.99,
+        min_p: 0.001,
+        typical_p: 0.95,
+        xtc_probability: 1.0,
+        repetition_penalty: 1.1,
+        repetition_context: None,
+        presence_penalty: 0.1,
+        frequency_penalty: 0.1,
+        logprobs: Some(20),
+        ..drawn.clone()
+    }
 }
 
 /// Times the sampler alone: the model would write fresh logits each time, so copying them does not count.

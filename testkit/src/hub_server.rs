@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
+
 /// The commit that `main` is at.
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 /// A second branch, whose name has slashes, at the same commit.
@@ -29,6 +31,8 @@ pub enum Fault {
     ContentLength(usize),
     /// The body is announced and sent with these bytes more than the file has.
     Surplus(usize),
+    /// One byte in the middle of the body is another one.
+    Flipped,
     /// An error status, with an `X-Error-Code` if the text is not empty.
     Status(u16, &'static str),
     /// The answer begins this much later.
@@ -214,6 +218,10 @@ fn answer(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
         Some(Fault::CutAfter(bytes)) => cut = Some(bytes),
         Some(Fault::ContentLength(length)) => answer.length = Some(length),
         Some(Fault::Surplus(bytes)) => answer.body.extend(std::iter::repeat_n(b'x', bytes)),
+        Some(Fault::Flipped) => {
+            let middle = answer.body.len() / 2;
+            answer.body[middle] ^= 1;
+        }
         Some(Fault::Status(status, code)) => answer = Answer::error(status, code),
         Some(Fault::Delay(delay)) => std::thread::sleep(delay),
         Some(Fault::Etag(etag)) => {
@@ -328,7 +336,7 @@ fn file_answer(shared: &Shared, request: &Request, name: &str, ignore_range: boo
     }
     let headers = vec![
         ("Location", format!("http://localhost:{}/cdn/{name}", shared.port)),
-        ("X-Linked-ETag", format!("\"{}\"", etag_of(file))),
+        ("X-Linked-ETag", format!("\"{}\"", sha256_of(file))),
         ("X-Linked-Size", file.len().to_string()),
         ("X-Repo-Commit", COMMIT.into()),
     ];
@@ -339,7 +347,8 @@ fn contents(shared: &Shared, request: &Request, name: &str, ignore_range: bool) 
     let Some((_, file)) = shared.files.iter().find(|(known, _)| known == name) else {
         return Answer::error(404, "EntryNotFound");
     };
-    let mut headers = vec![("ETag", format!("W/\"{}\"", etag_of(file))), ("X-Repo-Commit", COMMIT.into())];
+    let mut headers =
+        vec![("ETag", format!("W/\"{}\"", git_hash_of(file))), ("X-Repo-Commit", COMMIT.into())];
     let start = request.range_start.filter(|_| !ignore_range).unwrap_or(0);
     if start > file.len() || (start == file.len() && start > 0) {
         return Answer::error(416, "");
@@ -353,10 +362,17 @@ fn contents(shared: &Shared, request: &Request, name: &str, ignore_range: bool) 
     Answer { status, headers, body, length: None }
 }
 
-/// A name that differs with the contents (FNV-1a), in the form that the hub uses.
-fn etag_of(contents: &[u8]) -> String {
-    let hash = |seed: u64| {
-        contents.iter().fold(seed, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
-    };
-    format!("{:016x}{:016x}", hash(0xcbf2_9ce4_8422_2325), hash(contents.len() as u64))
+/// The name of a large file's contents.
+fn sha256_of(contents: &[u8]) -> String {
+    hexadecimal(digest(&SHA256, contents).as_ref())
+}
+
+/// The name of any other file's contents: its hash in git.
+fn git_hash_of(contents: &[u8]) -> String {
+    let blob = [format!("blob {}\0", contents.len()).as_bytes(), contents].concat();
+    hexadecimal(digest(&SHA1_FOR_LEGACY_USE_ONLY, &blob).as_ref())
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

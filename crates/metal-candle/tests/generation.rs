@@ -164,6 +164,46 @@ fn a_kept_prefix_changes_nothing() {
 }
 
 #[test]
+fn an_answer_that_is_stopped_keeps_its_prefix() {
+    let language_model = tiny_chat();
+    let options = EngineOptions { kept_prefixes: 1, max_rows: 4, ..EngineOptions::default() };
+    let mut engine = Engine::new(Arc::clone(&language_model), options);
+    let goes_on = |engine: &mut Engine, tokens: &[u32], cached: usize| {
+        let request = Request { prompt: Prompt::Tokens(tokens.to_vec()), ..greedy("") };
+        let generation = Generation::start_on(engine, &request).unwrap();
+        assert_eq!(generation.cached_tokens(), cached);
+        let kept: Vec<_> = generation.map(Result::unwrap).collect();
+        assert_eq!(kept, collect(&language_model, &request));
+    };
+    let prompt = Prompt::Text("Once there was".to_owned());
+    let mut tokens = language_model.prompt_tokens(&prompt).unwrap();
+    let request = Request { prompt, ..greedy("") };
+
+    // By the callback: the cache holds all but the last token.
+    let generation = Generation::start_on(&mut engine, &request).unwrap();
+    assert_eq!(generation.cached_tokens(), 0);
+    let mut seen = 0;
+    let stopped = generation.run(|_| {
+        seen += 1;
+        if seen == 4 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    tokens.extend(stopped.unwrap().tokens);
+    let held = tokens.len() - 1;
+    tokens.push(5);
+    goes_on(&mut engine, &tokens, held);
+
+    // By dropping the iterator, after a token of an unrelated prompt that takes several pieces.
+    let other: Vec<u32> = (20..30).collect();
+    let request = Request { prompt: Prompt::Tokens(other.clone()), ..greedy("") };
+    assert!(Generation::start_on(&mut engine, &request).unwrap().next().is_some());
+    goes_on(&mut engine, &[&other[..], &[5, 6]].concat(), other.len());
+
+    // What never ran has nothing to keep, and must not push out what is kept.
+    drop(Generation::start_on(&mut engine, &greedy("Hello")).unwrap());
+    goes_on(&mut engine, &[&other[..], &[5, 7]].concat(), other.len() + 1);
+}
+
+#[test]
 fn requests_that_cannot_be_served_are_refused() {
     let language_model = tiny_chat();
     let refused = |request: Request| match Generation::start(&language_model, &request) {

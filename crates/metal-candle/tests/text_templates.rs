@@ -182,6 +182,41 @@ fn templates_that_never_end_are_stopped() {
 }
 
 #[test]
+fn templates_that_build_without_measure_are_stopped() {
+    let doubled = |step: &str| {
+        format!(
+            "{{% set ns = namespace(x=['abcdefgh' * 1000], y='abcdefgh') %}}{{% for i in range(60) %}}{{% set {step} %}}{{% endfor %}}"
+        )
+    };
+    for source in [
+        doubled("ns.y = ns.y + ns.y"),
+        doubled("ns.y = ns.y ~ ns.y"),
+        doubled("ns.y = [ns.y, ns.y] | join"),
+        doubled("ns.y = ' '.join([ns.y, ns.y])"),
+        doubled("ns.y = ns.y | replace('a', ns.y)"),
+        doubled("ns.y = ns.y.replace('a', ns.y)"),
+        doubled("ns.x = ns.x + ns.x"),
+        doubled("ns.x = [ns.x, ns.x]") + "{{ ns.x }}",
+        doubled("ns.x = [ns.x, ns.x]") + "{{ ns.x | tojson }}",
+        "{% macro f(x, n) %}{{ f(x + x, n - 1) if n else '' }}{% endmacro %}{{ f('abcdefgh', 60) }}"
+            .to_owned(),
+        format!(
+            "{{% for i in range(9999) %}}{{% for j in range(9999) %}}{}{{% endfor %}}{{% endfor %}}",
+            "raw".repeat(9999)
+        ),
+    ] {
+        let error = rendered(&source).unwrap_err();
+        let words = error.to_string();
+        assert!(words.contains("more than 128 MiB"), "{words}: {}", &source[..source.len().min(200)]);
+    }
+    // A count of its own for each rendering.
+    let large = "{% set ns = namespace(y='ab') %}{% for i in range(23) %}{% set ns.y = ns.y ~ ns.y %}{% endfor %}{{ ns.y | length }}";
+    for _ in 0..10 {
+        assert_eq!(rendered(large).unwrap(), "16777216");
+    }
+}
+
+#[test]
 fn bad_conversations_are_refused_before_the_template_sees_them() {
     let template = ChatTemplate::from_source("{{ messages[0].content }}", []).unwrap();
     let fails = |input: &ChatInput<'_>, reason: &str| {

@@ -35,7 +35,28 @@ fn loss_perplexity_and_tokens_are_those_of_the_reference() {
 }
 
 #[test]
-fn completions_and_conversations_count_only_the_answers() {
+fn conversations_are_measured_as_the_reference_measures_them() {
+    let eval = &expected()["eval_chats"];
+    let chats = eval["chats"].as_array().unwrap();
+    let line = |chat: &Value| json!({ "messages": chat["messages"] });
+    let model = tiny_chat();
+    let report = |values: Vec<Value>| {
+        run_with_input(&["eval", "-m", &model, "--data", "-", "--json"], &lines(values)).json()
+    };
+    let all = report(chats.iter().map(line).collect());
+    near(&all["loss"], &eval["loss"]);
+    near(&all["perplexity"], &json!(eval["loss"].as_f64().unwrap().exp()));
+    assert_eq!((&all["tokens"], &all["examples"]), (&eval["tokens"], &json!(chats.len())));
+    for chat in chats {
+        let alone = report(vec![line(chat)]);
+        near(&alone["loss"], &chat["loss"]);
+        assert_eq!(alone["tokens"], chat["tokens"]);
+    }
+    assert!(eval["loss"].as_f64().unwrap() > 0.1, "a loss near zero would hide what is counted");
+}
+
+#[test]
+fn completions_count_only_the_answer() {
     let model = tiny_chat();
     let tokens = |line: Value| {
         let report = run_with_input(&["eval", "-m", &model, "--data", "-", "--json"], &lines([line])).json();

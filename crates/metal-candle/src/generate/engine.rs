@@ -129,16 +129,20 @@ impl Engine {
         Ok(id)
     }
 
-    /// Ends a request early; its slot is free from the next step on. Unknown ids are ignored.
+    /// Ends a request early; its slot is free from the next step on, and what its cache holds is kept as of one that
+    /// ended by itself. Unknown ids are ignored.
     pub fn cancel(&mut self, request: RequestId) {
         self.waiting.retain(|sequence| sequence.id != request);
-        self.running.retain(|sequence| sequence.id != request);
+        if let Some(index) = self.running.iter().position(|sequence| sequence.id == request) {
+            let sequence = self.running.remove(index);
+            self.keep(sequence);
+        }
     }
 
-    /// Tokens of a submitted request's prompt; 0 for an unknown id.
-    pub(super) fn prompt_tokens(&self, request: RequestId) -> usize {
+    /// Tokens of a submitted request's prompt, and how many of them its cache already holds; 0 for an unknown id.
+    pub(super) fn prompt_tokens(&self, request: RequestId) -> (usize, usize) {
         let submitted = self.waiting.iter().find(|sequence| sequence.id == request);
-        submitted.map_or(0, |sequence| sequence.tokens.len())
+        submitted.map_or((0, 0), |sequence| (sequence.tokens.len(), sequence.cache.len()))
     }
 
     /// Whether nothing is left to do.
@@ -220,7 +224,8 @@ impl Engine {
     }
 
     fn keep(&mut self, sequence: Sequence) {
-        if self.options.kept_prefixes == 0 {
+        // An empty cache would only push out one that is worth something.
+        if self.options.kept_prefixes == 0 || sequence.cache.is_empty() {
             return;
         }
         if self.prefixes.len() >= self.options.kept_prefixes {

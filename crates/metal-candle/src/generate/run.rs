@@ -5,12 +5,14 @@ use std::{ops::ControlFlow, sync::Arc};
 use super::{Completion, Engine, EngineOptions, FinishReason, Request, RequestId, StreamToken};
 use crate::{Result, language_model::LanguageModel};
 
-/// A running generation: an iterator of tokens. Dropping it ends the generation.
+/// A running generation: an iterator of tokens. Dropping it ends the generation; an engine that keeps prefixes keeps
+/// what has been run.
 #[derive(Debug)]
 pub struct Generation<'engine> {
     engine: EngineRef<'engine>,
     request: RequestId,
     prompt_tokens: usize,
+    cached_tokens: usize,
     done: bool,
 }
 
@@ -37,13 +39,18 @@ impl<'engine> Generation<'engine> {
 
     fn on(mut engine: EngineRef<'engine>, request: &Request) -> Result<Self> {
         let request = engine.get().submit(request)?;
-        let prompt_tokens = engine.get().prompt_tokens(request);
-        Ok(Self { engine, request, prompt_tokens, done: false })
+        let (prompt_tokens, cached_tokens) = engine.get().prompt_tokens(request);
+        Ok(Self { engine, request, prompt_tokens, cached_tokens, done: false })
     }
 
     /// Tokens of the prompt.
     pub fn prompt_tokens(&self) -> usize {
         self.prompt_tokens
+    }
+
+    /// Tokens at the start of the prompt that need not run, because the engine kept them from an earlier request.
+    pub fn cached_tokens(&self) -> usize {
+        self.cached_tokens
     }
 
     /// Runs to the end; `observe` sees every token and may stop.

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use ureq::http::{HeaderMap, Response};
 use ureq::{Agent, Body};
 
+use super::checksum::Checksum;
 use super::{DownloadProgress, HubError, HubModel, HubOptions};
 
 const MAX_INFO_BYTES: u64 = 64 << 20;
@@ -127,7 +128,7 @@ impl<'a> Client<'a> {
     }
 
     /// Downloads a file to `path`, continuing what is already there. On success the file has exactly the
-    /// bytes that `facts` calls for.
+    /// bytes that `facts` calls for, as many and, as far as its etag is a hash, the same.
     pub(super) fn download(
         &self,
         commit: &str,
@@ -141,18 +142,34 @@ impl<'a> Client<'a> {
         let options = File::options().read(true).write(true).create(true).truncate(false).open(path);
         let mut part = options.map_err(|source| write_error(path, facts.bytes, source))?;
         let mut failures = 0;
+        let mut checksum = Checksum::new(facts);
+        checksum.update_from(&part).map_err(cache_error("read"))?;
+        let mut begun_earlier = part.seek(SeekFrom::End(0)).map_err(cache_error("read"))? > 0;
         loop {
             let mut have = part.seek(SeekFrom::End(0)).map_err(cache_error("read"))?;
-            if have > facts.bytes {
-                part.set_len(0).map_err(cache_error("shorten"))?;
-                have = part.seek(SeekFrom::Start(0)).map_err(cache_error("read"))?;
-            }
-            progress.update(file, have, facts.bytes);
-            if have == facts.bytes {
+            let complete = have == facts.bytes;
+            let mismatch = if complete { checksum.mismatch() } else { None };
+            if complete && mismatch.is_none() {
+                progress.update(file, have, facts.bytes);
                 // Only complete contents may get the final name, also after a power failure.
                 return part.sync_all().map_err(|source| write_error(path, 0, source));
             }
-            let mut transfer = Transfer { client: self, url: &url, file, facts, path, part: &mut part };
+            if have > facts.bytes || mismatch.is_some() {
+                part.set_len(0).map_err(cache_error("shorten"))?;
+                have = part.seek(SeekFrom::Start(0)).map_err(cache_error("read"))?;
+                checksum.restart();
+            }
+            // What an earlier run left may be damaged; what arrived whole would arrive again as it is.
+            match mismatch {
+                Some((expected, found)) if !begun_earlier => {
+                    return Err(HubError::Corrupt { file: file.into(), expected, found });
+                }
+                _ => {}
+            }
+            begun_earlier &= have > 0;
+            progress.update(file, have, facts.bytes);
+            let (part, checksum) = (&mut part, &mut checksum);
+            let mut transfer = Transfer { client: self, url: &url, file, facts, path, part, checksum };
             let reason = match transfer.attempt(have, progress) {
                 Ok(()) => continue,
                 Err(Fault::Final(error)) => return Err(error),
@@ -274,6 +291,8 @@ struct Transfer<'a> {
     facts: &'a FileFacts,
     path: &'a Path,
     part: &'a mut File,
+    /// Of what `part` holds.
+    checksum: &'a mut Checksum,
 }
 
 impl Transfer<'_> {
@@ -313,6 +332,7 @@ impl Transfer<'_> {
             let needed = self.facts.bytes - done + count as u64;
             let written = self.part.write_all(&buffer[..count]);
             written.map_err(|source| Fault::Final(write_error(self.path, needed, source)))?;
+            self.checksum.update(&buffer[..count]);
             progress.update(self.file, done, self.facts.bytes);
         }
         // Without an announced length the body may still go on.
@@ -323,6 +343,7 @@ impl Transfer<'_> {
     }
 
     fn restart(&mut self) -> Result<u64, Fault> {
+        self.checksum.restart();
         let emptied = self.part.set_len(0).and_then(|()| self.part.seek(SeekFrom::Start(0)));
         emptied.map_err(|source| Fault::Final(HubError::cache("shorten", self.path, source)))
     }

@@ -150,6 +150,18 @@ pub enum HubError {
         /// The size of what was sent.
         served: u64,
     },
+    /// The right number of bytes, but not those that the hub means.
+    #[error(
+        "the contents of {file} are damaged: the hub names the hash {expected}, what was served has {found}; nothing was kept; start again, and look at proxies and mirrors on the way if it stays so"
+    )]
+    Corrupt {
+        /// The file.
+        file: String,
+        /// The hub's hash.
+        expected: String,
+        /// That of what was sent.
+        found: String,
+    },
     /// No space left.
     #[error(
         "the disk is full or a limit is reached: {path} needs {needed} more bytes; free space or set HF_HOME to another disk, then start again to continue"

@@ -145,7 +145,7 @@ impl Fetch<'_> {
         }
         let part = self.cache.partial_blob(&facts.etag);
         let downloaded = self.client.download(&self.commit, file, facts, &part, progress);
-        if matches!(downloaded, Err(HubError::WrongSize { .. })) {
+        if matches!(downloaded, Err(HubError::WrongSize { .. } | HubError::Corrupt { .. })) {
             // The file is empty by now; leaving it would do no harm either.
             std::fs::remove_file(&part).ok();
         }

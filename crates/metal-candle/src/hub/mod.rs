@@ -1,9 +1,11 @@
 //! Where model files come from: a folder, or the Hugging Face hub through its cache.
 //!
 //! The cache has the layout of the Python libraries and is shared with them. A file appears under its
-//! final name only when it is complete; a broken download stays beside it as `….incomplete` and is
+//! final name only when it is complete and has the hash that the hub names it by; a broken download stays beside it as `….incomplete` and is
 //! continued next time.
 
+#[cfg(feature = "hub")]
+mod checksum;
 #[cfg(feature = "hub")]
 mod client;
 mod error;

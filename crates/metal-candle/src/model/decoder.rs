@@ -159,6 +159,10 @@ impl Model {
         let hidden = self.forward_hidden(batch)?;
         match selected_rows(batch) {
             Selection::All => self.logits(&hidden),
+            // The head may be a third of the model: it must not be read for nothing.
+            Selection::Some(rows) if rows.is_empty() => {
+                Ok(Tensor::zeros((0, self.spec.vocab_size), DType::F32, &self.device)?)
+            }
             Selection::Some(rows) => {
                 let rows = Tensor::new(rows, &self.device)?;
                 self.logits(&hidden.index_select(&rows, 0)?)
@@ -349,5 +353,37 @@ fn rounded_to(scale: f32, dtype: DType) -> f32 {
         DType::BF16 => half::bf16::from_f32(scale).to_f32(),
         DType::F16 => half::f16::from_f32(scale).to_f32(),
         _ => scale,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_prompt_piece_without_logits_never_reads_the_head() {
+        let config = br#"{
+            "model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "vocab_size": 11, "max_position_embeddings": 8,
+            "rms_norm_eps": 1e-5, "tie_word_embeddings": false
+        }"#;
+        let spec = arch::read(&Config::from_slice(config).unwrap(), &[]).unwrap();
+        // A head that does not fit fails as soon as it is used.
+        let tensors: Vec<_> =
+            spec.tensors().into_iter().filter(|(name, _)| name != "lm_head.weight").collect();
+        let unfit = [(String::from("lm_head.weight"), vec![11, 3])];
+        let all = [tensors, unfit.to_vec()].concat();
+        let weights = Weights::random(&all, DType::F32, &Device::Cpu, 1).unwrap();
+        let model = Model::new(spec, weights, &Device::Cpu).unwrap();
+        let run = |logits| {
+            let mut cache = model.new_cache();
+            let logits =
+                model.forward(&mut [SequenceInput { tokens: &[1, 2, 3], cache: &mut cache, logits }])?;
+            assert_eq!(cache.len(), 3);
+            Ok::<_, ModelError>(logits.dims2()?)
+        };
+        assert_eq!(run(LogitsFor::None).unwrap(), (0, 11));
+        assert!(run(LogitsFor::Last).is_err());
     }
 }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value as Json};
 use super::{
     LocalTime, TextError,
     config::TokenizerConfig,
-    jinja::{self, GENERATION_END, GENERATION_START, from_json},
+    jinja::{self, GENERATION_END, GENERATION_START, budget, from_json},
     read_optional_object, read_optional_text, without_panic,
 };
 
@@ -20,8 +20,9 @@ const REASONING_FIELDS: [&str; 3] = ["reasoning_content", "thinking", "reasoning
 
 /// The chat templates of a model, ready to render what transformers' `apply_chat_template` renders.
 ///
-/// A template is a program that comes with the model. One that runs without end is stopped, but the memory that a
-/// hostile one takes is not bounded.
+/// A template is a program that comes with the model. One that runs without end is stopped, and so is one that prints
+/// more than 128 MiB or builds more than that with operators, methods and the filters that let text grow. (What a block
+/// captures is counted when it is printed.)
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
@@ -234,8 +235,14 @@ impl ChatTemplate {
             .environment
             .get_template(prepared.name)
             .map_err(|error| render_error(prepared.name, &error))?;
-        let rendered = without_panic(|| template.render(Value::from(context)));
-        rendered.ok_or_else(|| internal(prepared.name))?.map_err(|error| render_error(prepared.name, &error))
+        budget::begin();
+        let mut page = budget::Page::default();
+        let rendered =
+            without_panic(|| template.render_captured_to(Value::from(context), &mut page).map(|_| ()));
+        rendered
+            .ok_or_else(|| internal(prepared.name))?
+            .map_err(|error| render_error(prepared.name, &error))?;
+        Ok(page.into_text())
     }
 }
 
@@ -375,6 +382,7 @@ fn render_error(name: &str, error: &Error) -> TextError {
 fn reason_of(error: &Error) -> String {
     match (error.kind(), error.detail()) {
         (ErrorKind::OutOfFuel, _) => "the template runs too long; it may loop without end".to_owned(),
+        (ErrorKind::WriteFailure, _) => budget::TOO_MUCH.to_owned(),
         (kind, Some(detail)) => format!("{kind}: {detail}"),
         (kind, None) => kind.to_string(),
     }

@@ -1,5 +1,6 @@
 //! Text in, text out: tokenizer, incremental detokenizer, chat template.
 
+mod charsmap;
 mod chat_template;
 mod config;
 mod decode_stages;

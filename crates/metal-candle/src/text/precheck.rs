@@ -2,6 +2,9 @@
 
 use serde::Deserialize;
 use serde_json::Value;
+use tokenizers::utils::SysRegex;
+
+use super::charsmap;
 
 /// The small parts of a `tokenizer.json`; serde skips the rest, and with it the vocabulary.
 #[derive(Deserialize)]
@@ -49,6 +52,7 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
     for part in [&outline.normalizer, &outline.pre_tokenizer, &outline.post_processor, &outline.decoder] {
         check_part(part)?;
     }
+    check_normalizer(&outline.normalizer)?;
     match outline.model.and_then(|model| model.continuing_subword_prefix) {
         Some(prefix) if !prefix.is_empty() => check_prefix(bytes, &prefix),
         _ => Ok(()),
@@ -59,7 +63,10 @@ fn check_part(part: &Value) -> Result<(), String> {
     match part {
         Value::Object(fields) => {
             match fields.get("type").and_then(Value::as_str) {
-                Some("Precompiled") => check_charsmap(fields.get("precompiled_charsmap"))?,
+                Some("Precompiled") => {
+                    let encoded = fields.get("precompiled_charsmap").and_then(Value::as_str);
+                    charsmap::check(encoded.ok_or("precompiled_charsmap is not a string")?)?;
+                }
                 Some("FixedLength") if fields.get("length").and_then(Value::as_u64) == Some(0) => {
                     return Err("a FixedLength pre-tokenizer of length 0".to_owned());
                 }
@@ -73,8 +80,49 @@ fn check_part(part: &Value) -> Result<(), String> {
     }
 }
 
-/// Every special token that a template names must be listed.
+/// The tokenizers crate cannot put something where nothing stands.
+fn check_normalizer(part: &Value) -> Result<(), String> {
+    match part.get("type").and_then(Value::as_str) {
+        Some("Prepend") if part.get("prepend").and_then(Value::as_str) == Some("") => {
+            Err("a Prepend normalizer with nothing to prepend".to_owned())
+        }
+        Some("Replace") => {
+            let pattern = |kind: &str| part.get("pattern")?.get(kind)?.as_str();
+            let finds_empty = match (pattern("String"), pattern("Regex")) {
+                (Some(text), _) => text.is_empty(),
+                (_, Some(regex)) => SysRegex::new(regex).is_ok_and(|regex| finds_empty_text(&regex)),
+                _ => false,
+            };
+            if finds_empty {
+                Err("a Replace normalizer whose pattern finds empty text".to_owned())
+            } else {
+                Ok(())
+            }
+        }
+        _ => part
+            .get("normalizers")
+            .and_then(Value::as_array)
+            .map_or(Ok(()), |parts| parts.iter().try_for_each(check_normalizer)),
+    }
+}
+
+/// Tried on texts that end with a letter, a digit, a sign and white space, and on one that has all of ASCII.
+fn finds_empty_text(regex: &SysRegex) -> bool {
+    let ascii: String = (' '..='~').chain(['\n']).collect();
+    let texts = ["a", "É", "日", "0", ".", " ", "\n", &ascii];
+    texts.iter().any(|text| regex.find_iter(text).any(|(start, end)| start == end))
+}
+
+/// Every special token that a template names must be listed, and one text has no second one.
 fn check_post_processor(processor: &Value) -> Result<(), String> {
+    let single = processor.get("single").and_then(Value::as_array);
+    if single
+        .into_iter()
+        .flatten()
+        .any(|piece| piece.get("Sequence").and_then(|text| text.get("id")) == Some(&Value::from("B")))
+    {
+        return Err("the post-processor puts a second text where there is one".to_owned());
+    }
     for piece in ["single", "pair"].iter().filter_map(|name| processor.get(*name)?.as_array()).flatten() {
         if let Some(id) = piece.get("SpecialToken").and_then(|token| token.get("id")?.as_str())
             && processor.get("special_tokens").and_then(|tokens| tokens.get(id)).is_none()
@@ -100,45 +148,10 @@ fn check_prefix(bytes: &[u8], prefix: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// A precompiled map starts with the length of its trie, as four bytes behind base64.
-fn check_charsmap(encoded: Option<&Value>) -> Result<(), String> {
-    let encoded = encoded.and_then(Value::as_str).ok_or("precompiled_charsmap is not a string")?;
-    let mut bits = 0u64;
-    for byte in encoded.bytes().take(6) {
-        let digit = match byte {
-            b'A'..=b'Z' => byte - b'A',
-            b'a'..=b'z' => byte - b'a' + 26,
-            b'0'..=b'9' => byte - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return Err("precompiled_charsmap is not base64".to_owned()),
-        };
-        bits = bits << 6 | u64::from(digit);
-    }
-    // Six digits hold 36 bits: the four bytes of the length, first byte first, and four bits of what follows.
-    let length = u32::try_from(bits >> 4).unwrap_or(u32::MAX).swap_bytes();
-    let available = encoded.len() / 4 * 3;
-    if encoded.len() < 8 || u64::from(length) + 4 > available as u64 {
-        return Err("precompiled_charsmap is shorter than the trie it announces".to_owned());
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn a_charsmap_must_hold_its_trie() {
-        // A length of 4 and four bytes; of 10 and two bytes; of 0xffff_ffff.
-        let check_charsmap = |encoded: &str| check_charsmap(Some(&Value::from(encoded)));
-        assert_eq!(check_charsmap("BAAAAAAAAAA="), Ok(()));
-        assert!(check_charsmap("CgAAAAAA").is_err());
-        assert!(check_charsmap("/////w==").is_err());
-        assert!(check_charsmap("").is_err());
-        assert!(check_charsmap("????????").is_err());
-    }
 
     #[test]
     fn parts_are_found_wherever_they_are() {
@@ -153,6 +166,17 @@ mod tests {
     fn parts_that_do_not_fit_are_named() {
         for (file, reason) in [
             (r#"{"normalizer": {"type": "Precompiled", "precompiled_charsmap": [1]}}"#, "not a string"),
+            (
+                r#"{"normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": ""}]}}"#,
+                "Prepend",
+            ),
+            (r#"{"normalizer": {"type": "Replace", "pattern": {"Regex": "l*"}, "content": "x"}}"#, "Replace"),
+            (r#"{"normalizer": {"type": "Replace", "pattern": {"Regex": "$"}, "content": "x"}}"#, "Replace"),
+            (r#"{"normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "x"}}"#, "Replace"),
+            (
+                r#"{"post_processor": {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "B"}}]}}"#,
+                "second text",
+            ),
             (r#"{"pre_tokenizer": {"type": "FixedLength", "length": 0}}"#, "length 0"),
             (
                 r#"{"post_processor": {"type": "TemplateProcessing", "special_tokens": {"<s>": {}},

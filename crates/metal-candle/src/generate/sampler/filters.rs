@@ -5,10 +5,11 @@
 //! token and all beyond are dropped and another is drawn, which leaves the tokens of the share their exact
 //! probabilities. If another filter follows, the border is found in a histogram and settled by selection.
 
-use super::scan::{self, BLOCK, BUCKETS};
-
-/// One histogram row has a column per neighbour, so that equal places do not wait for each other's additions.
-const COLUMNS: usize = 4;
+use super::{
+    histogram::Histogram,
+    scan::{self, BLOCK, LANES},
+    select::{member, position_of},
+};
 
 /// The weights of the candidates: `2^level`, the best one weighs 1, a dropped one 0. Scratch that is kept between
 /// tokens. Positions ascend with token ids; of equal candidates the lower position is kept first.
@@ -17,7 +18,7 @@ pub(super) struct Candidates {
     weights: Vec<f32>,
     /// Sum of the weights of each block; blocks of no mass are skipped by every scan.
     masses: Vec<f32>,
-    table: Vec<[f64; COLUMNS]>,
+    histogram: Histogram,
     border: Vec<u64>,
 }
 
@@ -68,15 +69,13 @@ impl Candidates {
 
     /// Drops all candidates outside a share.
     pub(super) fn keep_share(&mut self, levels: &[f32], share: Share) {
-        let mut reach = 0.0;
+        self.histogram.clear();
         let blocks = levels.chunks(BLOCK).zip(self.weights.chunks(BLOCK)).zip(&self.masses);
         for ((levels, weights), _) in blocks.filter(|(_, mass)| **mass > 0.0) {
-            reach = scan::farthest(levels, weights, share.center).max(reach);
+            self.histogram.add(levels, share.center, weights);
         }
-        let scale = if reach > 0.0 { (BUCKETS - 1) as f32 / reach } else { 0.0 };
-        self.fill_table(levels, share.center, scale);
-        let Some((bucket, missing)) = self.find_border(share.mass) else { return };
-        self.collect_border(levels, share.center, scale, bucket);
+        let Some((bucket, missing)) = self.histogram.border(share.mass) else { return };
+        self.collect_border(levels, share.center, bucket);
         let kept = partition_by_mass(&mut self.border, &self.weights, missing);
         for &member in &self.border[kept..] {
             self.weights[position_of(member)] = 0.0;
@@ -165,106 +164,35 @@ impl Candidates {
         &self.weights
     }
 
-    /// Adds every weight to its place's row.
-    fn fill_table(&mut self, levels: &[f32], center: f32, scale: f32) {
-        self.table.clear();
-        self.table.resize(BUCKETS, [0.0; COLUMNS]);
-        let table: &mut [[f64; COLUMNS]; BUCKETS] =
-            self.table.as_mut_slice().try_into().expect("the table was just given BUCKETS rows");
-        let mut places = [0i32; BLOCK];
-        let mut masses = [0.0f64; BLOCK];
-        let blocks = levels.chunks(BLOCK).zip(self.weights.chunks(BLOCK)).zip(&self.masses);
-        for ((levels, weights), _) in blocks.filter(|(_, mass)| **mass > 0.0) {
-            scan::places(levels, center, scale, &mut places);
-            masses.fill(0.0);
-            for (mass, &weight) in masses.iter_mut().zip(weights) {
-                *mass = f64::from(weight);
-            }
-            let rows = places.as_chunks::<COLUMNS>().0.iter().zip(masses.as_chunks::<COLUMNS>().0);
-            for (places, masses) in rows {
-                for column in 0..COLUMNS {
-                    table[places[column] as usize % BUCKETS][column] += masses[column];
-                }
-            }
-        }
-    }
-
-    /// The bucket in which the running mass first reaches `target`, and what is missing before it.
-    fn find_border(&self, target: f64) -> Option<(i32, f64)> {
-        let mut running = 0.0;
-        for (bucket, row) in self.table.iter().enumerate() {
-            let mass = row.iter().sum::<f64>();
-            if mass > 0.0 && running + mass >= target {
-                return Some((bucket as i32, target - running));
-            }
-            running += mass;
-        }
-        None
+    /// How many candidates the last border was settled among.
+    #[cfg(test)]
+    pub(super) fn border_size(&self) -> usize {
+        self.border.len()
     }
 
     /// Drops what lies beyond the border bucket and lists its members, as keys that sort nearest first.
-    fn collect_border(&mut self, levels: &[f32], center: f32, scale: f32, bucket: i32) {
+    fn collect_border(&mut self, levels: &[f32], center: f32, bucket: i32) {
         self.border.clear();
         let mut places = [0i32; BLOCK];
         let blocks = levels.chunks(BLOCK).zip(self.weights.chunks_mut(BLOCK)).zip(&self.masses).enumerate();
         for (block, ((levels, weights), _)) in blocks.filter(|(_, (_, mass))| **mass > 0.0) {
-            scan::places(levels, center, scale, &mut places);
-            if scan::drop_beyond(weights, &places, bucket) == 0 {
-                continue;
-            }
-            for (offset, (&level, &weight)) in levels.iter().zip(&*weights).enumerate() {
-                if places[offset] == bucket && weight > 0.0 {
-                    self.border.push(member((center - level).abs().to_bits(), block * BLOCK + offset));
+            scan::places(levels, center, &mut places);
+            // Row by row: most rows hold no member, and those are passed over without a branch per element.
+            for (row, weights) in weights.chunks_mut(LANES).enumerate() {
+                let first = row * LANES;
+                if scan::drop_beyond(weights, &places[first..first + LANES], bucket) == 0 {
+                    continue;
+                }
+                for (lane, &weight) in weights.iter().enumerate() {
+                    let offset = first + lane;
+                    if places[offset] == bucket && weight > 0.0 {
+                        let distance = (center - levels[offset]).abs().to_bits();
+                        self.border.push(member(distance, block * BLOCK + offset));
+                    }
                 }
             }
         }
     }
-}
-
-/// Finds the `count` largest of `logits`, whose block maxima are `maxima`, and leaves their positions in `best`, in no
-/// order. Of equal logits the lower positions are taken.
-pub(super) fn select_largest(logits: &[f32], maxima: &[f32], count: usize, best: &mut Vec<u64>) {
-    best.clear();
-    // The count-th largest block maximum is a bound: that many logits are at least as large.
-    let bound = if count <= maxima.len() {
-        best.extend(maxima.iter().map(|&maximum| u64::from(descending(maximum))));
-        let (_, &mut key, _) = best.select_nth_unstable(count - 1);
-        best.clear();
-        key
-    } else {
-        u64::from(u32::MAX)
-    };
-    for (block, (logits, &maximum)) in logits.chunks(BLOCK).zip(maxima).enumerate() {
-        if u64::from(descending(maximum)) > bound {
-            continue;
-        }
-        for (offset, &logit) in logits.iter().enumerate() {
-            let key = descending(logit);
-            if u64::from(key) <= bound {
-                best.push(member(key, block * BLOCK + offset));
-            }
-        }
-    }
-    if count < best.len() {
-        best.select_nth_unstable(count - 1);
-        best.truncate(count);
-    }
-}
-
-/// The position in a key of [`select_largest`].
-pub(super) fn position_of(member: u64) -> usize {
-    member as u32 as usize
-}
-
-fn member(key: u32, position: usize) -> u64 {
-    u64::from(key) << 32 | position as u64
-}
-
-/// A key that sorts larger numbers first and knows one zero only.
-fn descending(logit: f32) -> u32 {
-    let bits = (logit + 0.0).to_bits();
-    let ascending = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
-    !ascending
 }
 
 /// Moves the smallest keys to the front, just as many as it takes to reach `mass` (at least one); returns how many.

@@ -5,10 +5,12 @@
 
 mod filters;
 mod generation_config;
+mod histogram;
 mod history;
 mod params;
 mod random;
 mod scan;
+mod select;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +19,7 @@ pub use params::SamplingParams;
 pub use random::RandomState;
 
 use filters::{Candidates, Share};
+use histogram::Histogram;
 use random::SequenceRandom;
 
 /// Sampling was asked for something impossible, or the logits are broken.
@@ -134,6 +137,7 @@ pub struct Sampler {
     random: SequenceRandom,
     candidates: Candidates,
     maxima: Vec<f32>,
+    histogram: Histogram,
     /// Keys of the tokens that `top_k` or the log-probabilities selected.
     selected: Vec<u64>,
     /// The logits of the tokens that `top_k` selected.
@@ -153,6 +157,7 @@ impl Sampler {
             random: SequenceRandom::new(seed),
             candidates: Candidates::default(),
             maxima: Vec::new(),
+            histogram: Histogram::default(),
             selected: Vec::new(),
             selected_logits: Vec::new(),
             raw_logits: Vec::new(),
@@ -215,10 +220,10 @@ impl Sampler {
         if count == 0 {
             return Ok((log_normalizer, Vec::new()));
         }
-        filters::select_largest(logits, &self.maxima, count, &mut self.selected);
+        select::select_largest(logits, &self.maxima, count, &mut self.histogram, &mut self.selected);
         self.selected.sort_unstable();
         let token = |&member: &u64| {
-            let position = filters::position_of(member);
+            let position = select::position_of(member);
             let logprob = (f64::from(logits[position]) - log_normalizer) as f32;
             TokenLogprob { id: position as u32, logprob }
         };
@@ -278,16 +283,16 @@ impl Sampler {
             return self.draw_from(logits, share);
         }
         // The rest happens among the selected tokens alone, still in the order of their ids.
-        filters::select_largest(logits, &self.maxima, top_k, &mut self.selected);
-        self.selected.sort_unstable_by_key(|&member| filters::position_of(member));
+        select::select_largest(logits, &self.maxima, top_k, &mut self.histogram, &mut self.selected);
+        self.selected.sort_unstable_by_key(|&member| select::position_of(member));
         let mut levels = std::mem::take(&mut self.selected_logits);
         levels.clear();
-        levels.extend(self.selected.iter().map(|&member| logits[filters::position_of(member)]));
+        levels.extend(self.selected.iter().map(|&member| logits[select::position_of(member)]));
         scan::block_maxima(&levels, &mut self.maxima).expect("NaN has been ruled out");
         let share = self.filter(&mut levels);
         let position = self.draw_from(&levels, share);
         self.selected_logits = levels;
-        filters::position_of(self.selected[position])
+        select::position_of(self.selected[position])
     }
 
     /// Applies the temperature, which turns the logits into levels, and the filters after `top_k`. What remains to be

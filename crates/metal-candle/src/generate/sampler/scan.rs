@@ -6,7 +6,7 @@ use std::array;
 /// Logits are scanned in blocks of this many; each block keeps its maximum and, later, its mass.
 pub(super) const BLOCK: usize = 128;
 /// Independent accumulators of one reduction: four SSE registers, two AVX ones.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
 /// Levels below this weigh nothing: all tokens of a vocabulary of 2^18 that are 2^40 times less likely than the
 /// best one weigh less together than one rounding error of an f32 probability.
@@ -16,7 +16,8 @@ pub(super) const LOWEST_LEVEL: f32 = -40.0;
 const ROUND: f32 = 12_582_912.0;
 
 /// Places in the histogram of [`places`]; a power of two.
-pub(super) const BUCKETS: usize = 1024;
+pub(super) const BUCKETS: usize = 32 * PLACES_PER_OCTAVE;
+const PLACES_PER_OCTAVE: usize = 64;
 
 /// Writes the maximum of each block to `maxima`. The position of the first NaN is the error.
 pub(super) fn block_maxima(logits: &[f32], maxima: &mut Vec<f32>) -> Result<(), usize> {
@@ -113,33 +114,25 @@ pub(super) fn weighted_levels(levels: &[f32], weights: &[f32]) -> f32 {
     sum(&products[..levels.len()])
 }
 
-/// The largest distance from `center` of a level that weighs anything.
-pub(super) fn farthest(levels: &[f32], weights: &[f32], center: f32) -> f32 {
-    let mut distances = [0.0f32; BLOCK];
-    for ((distance, &level), &weight) in distances.iter_mut().zip(levels).zip(weights) {
-        let live = 0u32.wrapping_sub(u32::from(weight > 0.0));
-        // A mask, not a choice: a choice became a branch that is taken at random.
-        *distance = f32::from_bits((center - level).abs().to_bits() & live);
-    }
-    let mut lanes = [0.0f32; LANES];
-    for row in distances.as_chunks::<LANES>().0 {
-        lanes = array::from_fn(|lane| if row[lane] > lanes[lane] { row[lane] } else { lanes[lane] });
-    }
-    fold(lanes, |left, right| if left > right { left } else { right })
-}
-
-/// The histogram place of each level of a block: its distance from `center`, in `0..BUCKETS`.
-pub(super) fn places(levels: &[f32], center: f32, scale: f32, places: &mut [i32; BLOCK]) {
-    const LAST: f32 = (BUCKETS - 1) as f32;
+/// The histogram place of each level of a block: its distance from `center`, [`PLACES_PER_OCTAVE`] places for each
+/// doubling, so that a narrow distribution is told apart as finely as a wide one.
+#[inline(always)]
+pub(super) fn places(levels: &[f32], center: f32, places: &mut [i32; BLOCK]) {
+    const NEAREST: f32 = 1.0 / (1 << 26) as f32;
+    const FARTHEST: f32 = 63.0;
+    const SHIFT: i32 = 23 - PLACES_PER_OCTAVE.ilog2() as i32;
+    const FIRST: i32 = (NEAREST.to_bits() >> SHIFT) as i32;
     for (place, &level) in places.iter_mut().zip(levels) {
-        let distance = (center - level).abs() * scale;
-        let distance = if distance < LAST { distance } else { LAST };
-        *place = (distance + ROUND).to_bits() as i32 & (BUCKETS - 1) as i32;
+        let distance = (center - level).abs();
+        let distance = if distance < FARTHEST { distance } else { FARTHEST };
+        let distance = if distance > NEAREST { distance } else { NEAREST };
+        *place = (distance.to_bits() as i32 >> SHIFT) - FIRST;
     }
 }
 
-/// Zeroes the weights whose place lies beyond `border`; returns how many places are the border itself.
-pub(super) fn drop_beyond(weights: &mut [f32], places: &[i32; BLOCK], border: i32) -> i32 {
+/// Zeroes the weights of one row whose place lies beyond `border`; returns how many places are the border itself.
+#[inline(always)]
+pub(super) fn drop_beyond(weights: &mut [f32], places: &[i32], border: i32) -> i32 {
     let mut at_border = 0;
     for (weight, &place) in weights.iter_mut().zip(places) {
         *weight = if place <= border { *weight } else { 0.0 };

@@ -91,7 +91,7 @@ fn fast_distribution(logits: &[f32], params: &SamplingParams) -> Vec<f64> {
     if params.top_k > 0 && params.top_k < logits.len() {
         // The public way, for its selection only.
         sampler.draw(&mut scratch);
-        ids = sampler.selected.iter().map(|&member| filters::position_of(member)).collect();
+        ids = sampler.selected.iter().map(|&member| select::position_of(member)).collect();
         levels = ids.iter().map(|&id| logits[id]).collect();
         scan::block_maxima(&levels, &mut sampler.maxima).unwrap();
     }
@@ -377,6 +377,25 @@ fn a_large_vocabulary_is_filtered_exactly() {
                 differing.len()
             );
         }
+    }
+}
+
+#[test]
+fn the_border_of_a_filter_concerns_few_tokens_at_any_width() {
+    // What is selected among is what costs: the histogram must tell narrow distributions apart as well as wide ones.
+    let size = 50_000;
+    for spread in [1e-4, 0.01, 1.0, 10.0] {
+        let logits = fixed_logits(size, spread);
+        let mut sampler = Sampler::new(SamplingParams { top_p: 0.9, ..sampling() }, size).unwrap();
+        sampler.scan(&logits).unwrap();
+        let mut levels = logits.clone();
+        let share = sampler.filter(&mut levels).unwrap();
+        sampler.candidates.keep_share(&levels, share);
+        let center = sampler.candidates.expected_level(&levels);
+        let first = sampler.candidates.border_size();
+        sampler.candidates.keep_share(&levels, Share { center, mass: sampler.candidates.total() * 0.9 });
+        let second = sampler.candidates.border_size();
+        assert!(first.max(second) < size / 12, "{first} and {second} of {size} tokens at width {spread}");
     }
 }
 

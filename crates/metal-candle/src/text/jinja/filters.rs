@@ -10,6 +10,7 @@ use minijinja::{
 };
 
 use super::{
+    budget::{TOO_MUCH, is_beyond, spend},
     invalid,
     methods::Arguments,
     string_methods::{capitalize, lines, trimmed},
@@ -65,6 +66,7 @@ fn to_json(value: &Value, args: Rest<Value>, named: Kwargs) -> Result<String, Er
     let style = JsonStyle { ensure_ascii, indent, item_separator, key_separator, sort_keys };
     let mut out = String::new();
     write_json(value, &style, 0, &mut out)?;
+    spend(out.len())?;
     Ok(out)
 }
 
@@ -83,6 +85,9 @@ fn indentation(value: &Value) -> Result<String, Error> {
 fn write_json(value: &Value, style: &JsonStyle, depth: usize, out: &mut String) -> Result<(), Error> {
     if depth > MAX_DEPTH {
         return Err(invalid("tojson: lists and dictionaries are nested too deep"));
+    }
+    if is_beyond(out) {
+        return Err(invalid(TOO_MUCH));
     }
     match value.kind() {
         ValueKind::None => out.push_str("null"),
@@ -214,7 +219,9 @@ fn join(
                 item = item.get_attr(name)?;
             }
         }
-        pieces.push(to_text(&item));
+        let piece = to_text(&item);
+        spend(piece.len() + separator.len())?;
+        pieces.push(piece);
     }
     Ok(pieces.join(&separator))
 }
@@ -229,6 +236,7 @@ fn replace(
     let count = count.or(named.get::<Option<i64>>("count")?).unwrap_or(-1);
     named.assert_all_used()?;
     let (text, old, new) = (to_text(value), to_text(old), to_text(new));
+    spend(text.len() + text.matches(&*old).count().saturating_mul(new.len()))?;
     Ok(match usize::try_from(count) {
         Ok(count) => text.replacen(&old, &new, count),
         Err(_) => text.replace(&old, &new),
@@ -258,6 +266,7 @@ fn indent(
             out.push_str(&indent);
         }
         out.push_str(line);
+        spend(indent.len() + line.len())?;
     }
     Ok(out)
 }

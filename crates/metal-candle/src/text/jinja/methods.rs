@@ -8,6 +8,7 @@ use minijinja::{
 };
 
 use super::{
+    budget::spend_value,
     invalid,
     source::{ATTRIBUTE_PREFIX, DICT_METHODS, ITEM_PREFIX, SLICE_METHOD},
     string_methods,
@@ -16,6 +17,10 @@ use super::{
 
 /// Calls `value.method(args)` for values that have no such method of their own.
 pub(super) fn call(_state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+    spend_value(dispatch(value, method, args)?)
+}
+
+fn dispatch(value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     if method == SLICE_METHOD {
         let (start, stop, step) = from_args(args)?;
         return slice(value, start, stop, step);

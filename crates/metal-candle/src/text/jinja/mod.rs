@@ -6,10 +6,13 @@
 //! - [`methods`] are the methods of Python's strings, lists and dictionaries.
 //! - [`filters`] replaces the filters and tests that differ.
 //! - [`clock`] is `strftime_now`.
+//! - [`budget`] bounds what a template builds, with the help of [`operators`].
 
+pub(super) mod budget;
 pub(super) mod clock;
 mod filters;
 mod methods;
+mod operators;
 mod source;
 mod string_methods;
 mod values;
@@ -24,9 +27,9 @@ pub(super) const START_VARIABLE: &str = source::START_VARIABLE;
 /// The counterpart of [`START_VARIABLE`].
 pub(super) const END_VARIABLE: &str = source::END_VARIABLE;
 
-/// What a template may do before it is stopped: instructions of minijinja's machine, some hundred times what long
-/// conversations need. Templates come from outside and could loop forever.
-const FUEL: u64 = 100_000_000;
+/// What a template may do before it is stopped: instructions of minijinja's machine, a few hundred for each message of
+/// conversations of many thousand. Templates come from outside and could loop forever.
+const FUEL: u64 = 20_000_000;
 
 /// The message of `raise_exception`, found again as the source of minijinja's error.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +51,7 @@ pub(super) fn environment() -> Environment<'static> {
     environment.set_formatter(values::format);
     environment.set_unknown_method_callback(methods::call);
     environment.add_function("raise_exception", raise_exception);
+    environment.add_filter(operators::SPEND_FILTER, budget::spend_value);
     filters::add(&mut environment);
     environment
 }

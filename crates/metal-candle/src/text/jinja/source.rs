@@ -3,6 +3,8 @@
 
 use std::borrow::Cow;
 
+use super::operators::count_results;
+
 /// Stands where a `generation` block starts; a noncharacter, so no text has it by right.
 pub(in crate::text) const GENERATION_START: char = '\u{fdd0}';
 /// Stands where a `generation` block ends.
@@ -111,7 +113,7 @@ fn next_opening(text: &str) -> Option<usize> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     /// `{{`, `{%` or an end, with its whitespace sign.
     Delimiter,
     Space,
@@ -122,9 +124,9 @@ enum Kind {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Token<'a> {
-    kind: Kind,
-    text: &'a str,
+pub(super) struct Token<'a> {
+    pub(super) kind: Kind,
+    pub(super) text: &'a str,
 }
 
 /// Splits one `{{ }}` or `{% %}` at the start of `text` into tokens; gives them with the length of the whole, or
@@ -194,7 +196,7 @@ fn is_tag(tokens: &[Token<'_>], name: &str) -> bool {
 }
 
 /// The name of a tag; expressions have none.
-fn first_name<'a>(tokens: &[Token<'a>]) -> Option<&'a str> {
+pub(super) fn first_name<'a>(tokens: &[Token<'a>]) -> Option<&'a str> {
     if !tokens[0].text.starts_with("{%") {
         return None;
     }
@@ -226,7 +228,7 @@ fn rewrite_block(tokens: &[Token<'_>], out: &mut String) {
     } else if alone && is_tag(tokens, "endgeneration") {
         out.push_str(&format!("{opening} endif %}}{{{{ {END_VARIABLE} }}}}{{% endwith {closing}"));
     } else {
-        rewrite_expressions(tokens, out);
+        rewrite_expressions(&count_results(tokens), out);
     }
 }
 

@@ -6,7 +6,7 @@ use minijinja::{
     value::Tuple,
 };
 
-use super::{invalid, methods::Arguments, values::to_text};
+use super::{budget::spend, invalid, methods::Arguments, values::to_text};
 
 /// Calls `text.method(args)`.
 pub(super) fn call(text: &str, method: &str, args: &Arguments<'_>) -> Result<Value, Error> {
@@ -288,6 +288,7 @@ fn replace(text: &str, args: &Arguments<'_>) -> Result<Value, Error> {
     let (old, new) = (text_argument(args, 0, "old")?, text_argument(args, 1, "new")?);
     let count = number_argument(args, 2, "count")?.unwrap_or(-1);
     args.at_most(3)?;
+    spend(text.matches(&*old).count().saturating_mul(new.len()))?;
     Ok(match usize::try_from(count) {
         Ok(count) => text.replacen(&old, &new, count),
         Err(_) => text.replace(&old, &new),
@@ -323,7 +324,9 @@ fn join(separator: &str, args: &Arguments<'_>) -> Result<Value, Error> {
         if item.as_str().is_none() {
             return Err(invalid(format!("join takes strings, not {}", to_text(&item))));
         }
-        pieces.push(to_text(&item));
+        let piece = to_text(&item);
+        spend(piece.len() + separator.len())?;
+        pieces.push(piece);
     }
     Ok(pieces.join(separator).into())
 }

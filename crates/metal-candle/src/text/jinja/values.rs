@@ -7,6 +7,8 @@ use minijinja::{
     value::{Enumerator, Object, ObjectRepr, ValueKind},
 };
 
+use super::budget::{is_beyond, spend};
+
 /// How deep lists and dictionaries may be nested when they are printed.
 const MAX_DEPTH: usize = 200;
 
@@ -112,11 +114,14 @@ impl fmt::Debug for List {
 
 /// Prints the value of `{{ }}`.
 pub(super) fn format(output: &mut Output, _state: &mut State, value: &Value) -> Result<(), Error> {
+    let mut print = |text: &str| {
+        spend(text.len())?;
+        Ok(output.write_str(text)?)
+    };
     match value.as_str() {
-        Some(text) => output.write_str(text)?,
-        None => output.write_str(&to_text(value))?,
+        Some(text) => print(text),
+        None => print(&to_text(value)),
     }
-    Ok(())
 }
 
 /// Python's `str(value)`; nothing for an undefined value.
@@ -138,6 +143,10 @@ pub(super) fn to_repr(value: &Value) -> String {
 fn write_repr(value: &Value, out: &mut String, depth: usize) {
     if depth > MAX_DEPTH {
         out.push_str("...");
+        return;
+    }
+    // A list that holds itself twice, forty times over, is small only until it is printed.
+    if is_beyond(out) {
         return;
     }
     match value.kind() {
