@@ -9,6 +9,7 @@
 
 mod check;
 mod cpu;
+mod gpu;
 mod packed;
 mod reference;
 
@@ -16,6 +17,8 @@ use std::ops::Range;
 
 use candle_core::{Result, Tensor};
 pub use packed::{PackedAttention, packed_attention, packed_attention_backward, packed_attention_forward};
+
+use crate::device::runs_kernels;
 
 /// What is the same for all rows of a call.
 #[derive(Debug, Clone, Copy)]
@@ -56,11 +59,10 @@ pub fn attention(queries: &Tensor, segments: &[Segment<'_>], params: AttentionPa
     if segments.is_empty() {
         return queries.zeros_like();
     }
-    if queries.device().is_cpu() {
-        cpu::attention(queries, segments, params)
-    } else {
-        reference::attention(queries, segments, params)
+    if !runs_kernels(queries.device()) {
+        return cpu::attention(queries, segments, params);
     }
+    gpu::cached(queries, segments, params)
 }
 
 #[cfg(test)]

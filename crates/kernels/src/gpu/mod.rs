@@ -17,7 +17,7 @@
 #[cfg(any(feature = "cuda", feature = "metal"))]
 mod cache;
 #[cfg(feature = "cuda")]
-mod cuda;
+pub(crate) mod cuda;
 #[cfg(test)]
 pub(crate) mod emulator;
 #[cfg(feature = "metal")]
@@ -198,6 +198,14 @@ impl Float {
             DType::BF16 => Self::Bf16,
             other => bail!("there are kernels for f32, f16 and bf16, not for {other:?}"),
         })
+    }
+
+    pub(crate) fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::F16 => DType::F16,
+            Self::Bf16 => DType::BF16,
+        }
     }
 
     /// Elements of 16 bytes.
