@@ -1,11 +1,13 @@
 //! The GPU implementations: NVIDIA's have tensor cores and read the cache through addresses, Apple's have simdgroup matrices
 //! and one buffer per chunk.
 
+mod call;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod metal;
 mod tiles;
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 
 use super::{AttentionParams, KvChunk, PackedAttention, Segment};
 use crate::{device::runs_kernels, fresh::Fresh};
@@ -35,8 +37,8 @@ pub(super) fn forward(
     check(operation, inputs[0], packing.params)?;
     match inputs[0].device() {
         #[cfg(feature = "cuda")]
-        Device::Cuda(device) => cuda::packed::forward(device, inputs, packing),
-        device => bail!("{}", missing(operation, device)),
+        candle_core::Device::Cuda(device) => cuda::packed::forward(device, inputs, packing),
+        _ => metal::forward(inputs, packing),
     }
 }
 
@@ -51,8 +53,8 @@ pub(super) fn backward(
     check(operation, inputs[0], packing.params)?;
     match inputs[0].device() {
         #[cfg(feature = "cuda")]
-        Device::Cuda(device) => cuda::packed::backward(device, inputs, lse, packing),
-        device => bail!("{}", missing(operation, device)),
+        candle_core::Device::Cuda(device) => cuda::packed::backward(device, inputs, lse, packing),
+        _ => metal::backward(inputs, lse, packing),
     }
 }
 
@@ -64,8 +66,10 @@ pub(super) fn cached(queries: &Tensor, segments: &[Segment<'_>], params: Attenti
     }
     match queries.device() {
         #[cfg(feature = "cuda")]
-        Device::Cuda(device) => Ok(cuda::cached::attention(device, queries, segments, params)?.into_tensor()),
-        _ => super::reference::attention(queries, segments, params),
+        candle_core::Device::Cuda(device) => {
+            Ok(cuda::cached::attention(device, queries, segments, params)?.into_tensor())
+        }
+        _ => Ok(metal::attention(queries, segments, params)?.into_tensor()),
     }
 }
 
@@ -101,8 +105,4 @@ fn check(operation: &str, queries: &Tensor, params: AttentionParams) -> Result<(
         bail!("{operation}: `scale` is {}, expected a positive number on a GPU", params.scale);
     }
     Ok(())
-}
-
-fn missing(operation: &str, device: &Device) -> String {
-    format!("{operation}: this program was built without kernels for {:?}", device.location())
 }

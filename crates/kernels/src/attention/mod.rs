@@ -11,6 +11,7 @@ mod check;
 mod cpu;
 mod gpu;
 mod packed;
+#[cfg(test)]
 mod reference;
 
 use std::ops::Range;
@@ -65,5 +66,8 @@ pub fn attention(queries: &Tensor, segments: &[Segment<'_>], params: AttentionPa
     gpu::cached(queries, segments, params)
 }
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod suite;
 #[cfg(test)]
 mod tests;

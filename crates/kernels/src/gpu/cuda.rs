@@ -60,7 +60,9 @@ pub(super) unsafe fn launch(device: &CudaDevice, launch: &Launch<'_>) -> Result<
             match argument {
                 Argument::U32(value) => builder.arg(value),
                 Argument::F32(value) => builder.arg(value),
-                Argument::Read(_) | Argument::Update(_) | Argument::Write(_) => builder.arg(address),
+                Argument::Read(_) | Argument::ReadRows(_) | Argument::Update(_) | Argument::Write(_) => {
+                    builder.arg(address)
+                }
             };
         }
         let config = LaunchConfig {
@@ -86,7 +88,9 @@ pub(crate) fn with_addresses<T>(
     let tensors: Vec<_> = arguments
         .iter()
         .map(|argument| match argument {
-            Argument::Read(tensor) | Argument::Update(tensor) => Some(tensor.storage_and_layout()),
+            Argument::Read(tensor) | Argument::ReadRows(tensor) | Argument::Update(tensor) => {
+                Some(tensor.storage_and_layout())
+            }
             Argument::Write(_) | Argument::U32(_) | Argument::F32(_) => None,
         })
         .collect();

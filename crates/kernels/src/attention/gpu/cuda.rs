@@ -5,16 +5,15 @@
 pub(super) mod cached;
 pub(super) mod packed;
 
-use candle_core::{CudaDevice, Device, Result, Tensor};
+use candle_core::{CudaDevice, Result};
 
-use super::tiles::Sight;
+use super::call::Shape;
 use crate::{
     attention::AttentionParams,
     gpu::{
         Float,
         cuda::{StructKernel, StructModule, StructName, multiprocessors},
     },
-    view::has_dense_rows,
 };
 
 static MODULE: StructModule =
@@ -68,27 +67,7 @@ struct ForwardArguments {
     partial_lse: u64,
 }
 
-/// Sizes of a call.
-#[derive(Clone, Copy)]
-struct Shape {
-    float: Float,
-    rows: usize,
-    heads: usize,
-    groups: usize,
-    head_dim: usize,
-}
-
 impl Shape {
-    fn of(queries: &Tensor, groups: usize) -> Result<Self> {
-        let (rows, heads, head_dim) = queries.dims3()?;
-        Ok(Self { float: Float::of(queries)?, rows, heads, groups, head_dim })
-    }
-
-    /// Query heads per key/value head.
-    fn share(self) -> usize {
-        self.heads / self.groups
-    }
-
     /// The kernel for this head size.
     fn kernel(self, device: &CudaDevice, pass: &'static str) -> Result<StructKernel> {
         let columns = match self.head_dim {
@@ -120,10 +99,9 @@ impl Shape {
             groups: self.groups as u32,
             head_dim: self.head_dim as u32,
             causal: causal.into(),
-            // A window of more than fits is none.
-            window: params.window.map_or(0, |window| u32::try_from(window).unwrap_or(0)),
+            window: params.window_or_zero(),
             scale: params.scale,
-            soft_cap: params.soft_cap.unwrap_or(0.),
+            soft_cap: params.cap_or_zero(),
         })
     }
 }
@@ -133,41 +111,7 @@ fn slots(device: &CudaDevice) -> Result<usize> {
     Ok(BLOCKS_PER_MULTIPROCESSOR * multiprocessors(device)?)
 }
 
-fn sight(params: AttentionParams, causal: bool) -> Sight {
-    Sight { causal, window: params.window }
-}
-
-/// Whether the kernels can read the rows where they are: they copy 16 bytes at a time.
-fn is_aligned(tensor: &Tensor) -> bool {
-    let layout = tensor.layout();
-    let aligned = |elements: usize| (elements * tensor.dtype().size_in_bytes()).is_multiple_of(16);
-    has_dense_rows(layout) && aligned(layout.start_offset()) && aligned(layout.stride()[0])
-}
-
-/// The tensor itself, or a copy that the kernels can read.
-fn aligned(tensor: &Tensor) -> Result<Tensor> {
-    if is_aligned(tensor) { Ok(tensor.clone()) } else { tensor.force_contiguous() }
-}
-
-/// A table on the GPU, in one copy; its parts start at `offsets`, in bytes.
-struct Table {
-    words: Vec<u32>,
-}
-
-impl Table {
-    fn new() -> Self {
-        Self { words: Vec::new() }
-    }
-
-    /// Appends words; returns where they start, in bytes.
-    fn append(&mut self, words: impl IntoIterator<Item = u32>) -> u64 {
-        let start = 4 * self.words.len() as u64;
-        self.words.extend(words);
-        start
-    }
-
-    fn upload(self, device: &CudaDevice) -> Result<Tensor> {
-        let length = self.words.len();
-        Tensor::from_vec(self.words, length, &Device::Cuda(device.clone()))
-    }
+/// The address of a word of the table.
+fn word(table: u64, index: usize) -> u64 {
+    table + 4 * index as u64
 }

@@ -2,12 +2,15 @@
 
 use candle_core::{CudaDevice, DType, Result, Tensor};
 
-use super::{Common, ForwardArguments, Rows, Shape, Table, aligned, sight, slots};
+use super::{Common, ForwardArguments, Rows, Shape, slots, word};
 use crate::{
-    attention::{PackedAttention, gpu::tiles::tiles},
+    attention::{
+        PackedAttention,
+        gpu::call::{Table, aligned, like},
+    },
     fresh::Fresh,
     gpu::{
-        Argument,
+        Argument, Float,
         cuda::{StructKernel, with_addresses},
     },
 };
@@ -48,10 +51,9 @@ pub(in crate::attention::gpu) fn forward(
     };
     let call = Call { device, shape, packing };
     let kernel = call.kernel("attention_forward", "attention_forward_short")?;
-    let mut table = Table::new();
-    let starts = table.append(packing.starts.iter().copied());
-    let (tiles, blocks) = call.query_tiles(&kernel, &mut table);
-    let table = table.upload(device)?;
+    let mut table = Table::new(packing.starts.iter().copied());
+    let tiles = packing.query_tiles(kernel.rows as usize, &mut table);
+    let table = table.upload(queries.device())?;
 
     let [queries, keys, values] = &inputs;
     let arguments = [
@@ -67,7 +69,7 @@ pub(in crate::attention::gpu) fn forward(
             unreachable!("one address per argument")
         };
         let arguments = ForwardArguments {
-            common: Common { starts: table + starts, tiles: table + tiles, ..call.common()? },
+            common: Common { starts: table, tiles: word(table, tiles.start), ..call.common()? },
             queries: rows(queries_at, queries),
             keys: rows(keys_at, keys),
             values: rows(values_at, values),
@@ -79,7 +81,7 @@ pub(in crate::attention::gpu) fn forward(
         };
         // SAFETY: the struct is arguments.cuh's. `starts` was checked to cover the rows, the tiles cover its segments, and
         // all tensors have the shapes that `common` says.
-        unsafe { kernel.launch(device, [shape.heads, blocks, 1], arguments) }
+        unsafe { kernel.launch(device, [shape.heads, tiles.count, 1], arguments) }
     })?;
     Ok((out, lse))
 }
@@ -95,13 +97,12 @@ pub(in crate::attention::gpu) fn backward(
     let call = Call { device, shape, packing };
     let queries_kernel = call.kernel("attention_backward_queries", "attention_backward_queries_short")?;
     let keys_kernel = shape.kernel(device, "attention_backward_keys")?;
-    let mut table = Table::new();
-    let starts = table.append(packing.starts.iter().copied());
-    let (query_tiles, query_blocks) = call.query_tiles(&queries_kernel, &mut table);
-    let (key_tiles, key_blocks) = call.key_tiles(&keys_kernel, &mut table);
-    let table = table.upload(device)?;
+    let mut table = Table::new(packing.starts.iter().copied());
+    let query_tiles = packing.query_tiles(queries_kernel.rows as usize, &mut table);
+    let key_tiles = packing.key_tiles(keys_kernel.rows as usize, &mut table);
+    let table = table.upload(queries.device())?;
     // Few sequences have few blocks of keys: then the query heads that share a key head are shared out too.
-    let splits = (2 * slots(device)? / (shape.groups * key_blocks).max(1)).clamp(1, shape.share());
+    let splits = (2 * slots(device)? / (shape.groups * key_tiles.count).max(1)).clamp(1, shape.share());
 
     let memory = Memory::new(call, inputs, splits)?;
     let inputs = [
@@ -132,7 +133,7 @@ pub(in crate::attention::gpu) fn backward(
         };
         let dense = |data, heads| Rows { data, stride: (heads * shape.head_dim) as i64 };
         let arguments = BackwardArguments {
-            common: Common { starts: table + starts, tiles: table + query_tiles, ..call.common()? },
+            common: Common { starts: table, tiles: word(table, query_tiles.start), ..call.common()? },
             queries: rows(q, queries),
             keys: rows(k, keys),
             values: rows(v, values),
@@ -151,12 +152,12 @@ pub(in crate::attention::gpu) fn backward(
         // SAFETY: as in `forward`. `delta` is written before the others read it, and `partial` before `reduce` does.
         unsafe {
             delta.launch(device, delta_grid, arguments)?;
-            queries_kernel.launch(device, [shape.heads, query_blocks, 1], arguments)?;
-            let common = Common { tiles: table + key_tiles, ..arguments.common };
+            queries_kernel.launch(device, [shape.heads, query_tiles.count, 1], arguments)?;
+            let common = Common { tiles: word(table, key_tiles.start), ..arguments.common };
             let arguments = BackwardArguments { common, ..arguments };
             keys_kernel.launch(
                 device,
-                [shape.groups * splits, key_blocks, call.column_parts()],
+                [shape.groups * splits, key_tiles.count, call.column_parts()],
                 arguments,
             )?;
             if splits > 1 {
@@ -210,33 +211,13 @@ impl Call<'_> {
     /// The kernel for this head size, with small blocks (there are some for heads of up to 64) for a call with few rows.
     fn kernel(self, usual: &'static str, short: &'static str) -> Result<StructKernel> {
         let kernel = self.shape.kernel(self.device, usual)?;
-        let blocks: usize = self.counts().iter().map(|count| count.div_ceil(kernel.rows as usize)).sum();
+        let blocks: usize =
+            self.packing.counts().iter().map(|count| count.div_ceil(kernel.rows as usize)).sum();
         let is_short = blocks * self.shape.heads < WAVES_OF_SHORT_CALLS * slots(self.device)?;
         if is_short && self.shape.head_dim <= 64 && self.shape.float != Float::F32 {
             return self.shape.kernel(self.device, short);
         }
         Ok(kernel)
-    }
-
-    /// Rows of each sequence.
-    fn counts(self) -> Vec<usize> {
-        self.packing.starts.windows(2).map(|pair| (pair[1] - pair[0]) as usize).collect()
-    }
-
-    /// Appends the tiles of queries; returns where they start, and how many there are.
-    fn query_tiles(self, kernel: &StructKernel, table: &mut Table) -> (u64, usize) {
-        let (counts, sight) = (self.counts(), sight(self.packing.params, self.packing.causal));
-        let work = |segment: usize, first, last| sight.keys(first, last, counts[segment]);
-        let tiles = tiles(&counts, kernel.rows as usize, work);
-        (table.append(tiles.iter().flatten().copied()), tiles.len())
-    }
-
-    /// The same of keys.
-    fn key_tiles(self, kernel: &StructKernel, table: &mut Table) -> (u64, usize) {
-        let (counts, sight) = (self.counts(), sight(self.packing.params, self.packing.causal));
-        let work = |segment: usize, first, last| sight.queries(first, last, counts[segment]);
-        let tiles = tiles(&counts, kernel.rows as usize, work);
-        (table.append(tiles.iter().flatten().copied()), tiles.len())
     }
 
     /// Blocks that share out the columns of large heads in `backward_keys`.
@@ -247,13 +228,4 @@ impl Call<'_> {
 
 fn rows(data: u64, tensor: &Tensor) -> Rows {
     Rows { data, stride: tensor.stride()[0] as i64 }
-}
-
-/// A dense result of the shape of a tensor.
-///
-/// # Safety
-/// As [`Fresh::uninitialized`].
-unsafe fn like(tensor: &Tensor) -> Result<Fresh> {
-    // SAFETY: the caller's promise.
-    unsafe { Fresh::uninitialized(tensor.shape(), tensor.dtype(), tensor.device()) }
 }
