@@ -47,16 +47,11 @@ fn with_segments<T>(
         caches.push(keys?.into_iter().zip(values?).map(chunk).collect::<Vec<_>>());
         first += end - start;
     }
-    let mut row = 0;
-    let segment = |(Sequence(count, start, end), chunks): (&Sequence, &'_ Vec<KvChunk>)| {
+    let (mut row, mut segments) = (0, Vec::new());
+    for (&Sequence(count, start, end), chunks) in sequences.iter().zip(&caches) {
+        segments.push(Segment { rows: row..row + count, start, end, chunks: chunks.iter().collect() });
         row += count;
-        (row - count..row, *start, *end, chunks)
-    };
-    let parts: Vec<_> = sequences.iter().zip(&caches).map(segment).collect();
-    let segments: Vec<Segment<'_>> = parts
-        .into_iter()
-        .map(|(rows, start, end, chunks)| Segment { rows, start, end, chunks: chunks.iter().collect() })
-        .collect();
+    }
     op(&segments)
 }
 
