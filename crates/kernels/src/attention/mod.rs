@@ -9,13 +9,17 @@
 
 mod check;
 mod cpu;
+mod gpu;
 mod packed;
+#[cfg(test)]
 mod reference;
 
 use std::ops::Range;
 
 use candle_core::{Result, Tensor};
 pub use packed::{PackedAttention, packed_attention, packed_attention_backward, packed_attention_forward};
+
+use crate::device::runs_kernels;
 
 /// What is the same for all rows of a call.
 #[derive(Debug, Clone, Copy)]
@@ -56,12 +60,14 @@ pub fn attention(queries: &Tensor, segments: &[Segment<'_>], params: AttentionPa
     if segments.is_empty() {
         return queries.zeros_like();
     }
-    if queries.device().is_cpu() {
-        cpu::attention(queries, segments, params)
-    } else {
-        reference::attention(queries, segments, params)
+    if !runs_kernels(queries.device()) {
+        return cpu::attention(queries, segments, params);
     }
+    gpu::cached(queries, segments, params)
 }
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod suite;
 #[cfg(test)]
 mod tests;

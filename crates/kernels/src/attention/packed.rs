@@ -10,7 +10,7 @@ mod reference;
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use super::{AttentionParams, check::check_params, cpu};
+use super::{AttentionParams, check::check_params, cpu, gpu};
 use crate::{
     device::{self, runs_kernels},
     fresh::Fresh,
@@ -40,9 +40,10 @@ pub fn packed_attention(
     packing: &PackedAttention,
 ) -> Result<Tensor> {
     check("packed_attention", [queries, keys, values], packing)?;
-    if device::narrow_on_cpu(queries) {
-        let [wide_queries, wide_keys, wide_values] = widened([queries, keys, values])?;
-        return packed_attention(&wide_queries, &wide_keys, &wide_values, packing)?.to_dtype(queries.dtype());
+    if !is_fitted(queries) {
+        let [fitted_queries, fitted_keys, fitted_values] = fitted([queries, keys, values])?;
+        let out = packed_attention(&fitted_queries, &fitted_keys, &fitted_values, packing)?;
+        return restored(&out, queries);
     }
     let (out, lse) = forward("packed_attention", [queries, keys, values], packing)?;
     let packing = packing.clone();
@@ -63,14 +64,9 @@ pub fn packed_attention_forward(
     packing: &PackedAttention,
 ) -> Result<(Tensor, Tensor)> {
     check("packed_attention_forward", [queries, keys, values], packing)?;
-    let inputs = [queries, keys, values];
-    if device::narrow_on_cpu(queries) {
-        let inputs = widened(inputs)?;
-        let (out, lse) = forward("packed_attention_forward", inputs.each_ref(), packing)?;
-        return Ok((out.into_tensor().to_dtype(queries.dtype())?, lse));
-    }
-    let (out, lse) = forward("packed_attention_forward", inputs, packing)?;
-    Ok((out.into_tensor(), lse))
+    let inputs = fitted([queries, keys, values])?;
+    let (out, lse) = forward("packed_attention_forward", inputs.each_ref(), packing)?;
+    Ok((restored(&out.into_tensor(), queries)?, lse))
 }
 
 /// The gradients of queries, keys and values from that of the output. `out` and `lse` are what
@@ -87,18 +83,19 @@ pub fn packed_attention_backward(
     const NAME: &str = "packed_attention_backward";
     check(NAME, [queries, keys, values], packing)?;
     check_saved(queries, out, lse, d_out)?;
-    let dtype = queries.dtype();
-    let inputs = [queries, keys, values, out, d_out];
-    let inputs = if device::narrow_on_cpu(queries) { widened(inputs)? } else { inputs.map(Tensor::clone) };
-    let [queries, keys, values, out, d_out] = inputs;
-    refuse_gpu(NAME, &queries)?;
-    let [queries, out, d_out] =
-        [with_dense_rows(&queries)?, with_dense_rows(&out)?, with_dense_rows(&d_out)?];
-    let (keys, values) = (with_dense_rows(&keys)?, with_dense_rows(&values)?);
-    let gradients =
-        cpu::backward([&queries, &keys, &values, &out, &d_out], &lse.detach().contiguous()?, packing)?;
-    let [d_queries, d_keys, d_values] = gradients.map(|gradient| gradient.into_tensor().to_dtype(dtype));
-    Ok((d_queries?, d_keys?, d_values?))
+    let inputs = fitted([queries, keys, values, out, d_out])?;
+    let [fit_queries, fit_keys, fit_values, out, d_out] = inputs.each_ref().map(with_dense_rows);
+    let (fit_queries, fit_keys, fit_values, out, d_out) =
+        (fit_queries?, fit_keys?, fit_values?, out?, d_out?);
+    let inputs = [&fit_queries, &fit_keys, &fit_values, &out, &d_out];
+    let lse = lse.detach().contiguous()?;
+    let gradients = if runs_kernels(queries.device()) {
+        gpu::backward(NAME, inputs, &lse, packing)?
+    } else {
+        cpu::backward(inputs, &lse, packing)?
+    };
+    let [d_queries, d_keys, d_values] = gradients.map(Fresh::into_tensor);
+    Ok((restored(&d_queries, queries)?, restored(&d_keys, keys)?, restored(&d_values, values)?))
 }
 
 fn forward(
@@ -106,26 +103,37 @@ fn forward(
     [queries, keys, values]: [&Tensor; 3],
     packing: &PackedAttention,
 ) -> Result<(Fresh, Tensor)> {
-    refuse_gpu(operation, queries)?;
     let inputs = [with_dense_rows(queries)?, with_dense_rows(keys)?, with_dense_rows(values)?];
-    let (out, lse) = cpu::forward(inputs.each_ref(), packing)?;
+    let (out, lse) = if runs_kernels(queries.device()) {
+        gpu::forward(operation, inputs.each_ref(), packing)?
+    } else {
+        cpu::forward(inputs.each_ref(), packing)?
+    };
     Ok((out, lse.into_tensor()))
 }
 
-fn refuse_gpu(operation: &str, queries: &Tensor) -> Result<()> {
-    if runs_kernels(queries.device()) {
-        let device = queries.device().location();
-        bail!("{operation}: there is no kernel for {device:?} yet; move the tensors to the CPU");
-    }
-    Ok(())
+/// Whether the implementation for this device takes the tensors as they are.
+fn is_fitted(queries: &Tensor) -> bool {
+    !device::narrow_on_cpu(queries) && !gpu::pads(queries)
 }
 
-fn widened<const N: usize>(tensors: [&Tensor; N]) -> Result<[Tensor; N]> {
-    let mut wide = tensors.map(Tensor::clone);
-    for tensor in &mut wide {
-        *tensor = tensor.to_dtype(DType::F32)?;
+/// The tensors as the implementation takes them: on the CPU in f32, on a GPU with padded heads.
+fn fitted<const N: usize>(tensors: [&Tensor; N]) -> Result<[Tensor; N]> {
+    let mut fitted = tensors.map(Tensor::clone);
+    for tensor in &mut fitted {
+        if device::narrow_on_cpu(tensor) {
+            *tensor = tensor.to_dtype(DType::F32)?;
+        }
+        if gpu::pads(tensor) {
+            *tensor = gpu::padded(tensor)?;
+        }
     }
-    Ok(wide)
+    Ok(fitted)
+}
+
+/// A result for fitted tensors, as one for a tensor `like` what was given.
+fn restored(result: &Tensor, like: &Tensor) -> Result<Tensor> {
+    result.narrow(2, 0, like.dims()[2])?.to_dtype(like.dtype())?.contiguous()
 }
 
 /// The tensor, outside of the graph; itself if its rows can be read in place.

@@ -1,4 +1,4 @@
-//! The same arithmetic in plain candle ops; holds the whole score matrix of one segment.
+//! The definition in plain candle ops, in f64; holds the whole score matrix of one segment.
 
 use candle_core::{D, DType, Result, Tensor};
 
@@ -22,12 +22,12 @@ fn one_segment(queries: &Tensor, segment: &Segment<'_>, params: AttentionParams)
     let (_rows, heads, head_dim) = queries.dims3()?;
     let keys: Vec<_> = segment.chunks.iter().map(|chunk| chunk.keys.clone()).collect();
     let values: Vec<_> = segment.chunks.iter().map(|chunk| chunk.values.clone()).collect();
-    let keys = Tensor::cat(&keys, 0)?.narrow(0, 0, length)?.to_dtype(DType::F32)?; // [length, G, D]
-    let values = Tensor::cat(&values, 0)?.narrow(0, 0, length)?.to_dtype(DType::F32)?;
+    let keys = Tensor::cat(&keys, 0)?.narrow(0, 0, length)?.to_dtype(DType::F64)?; // [length, G, D]
+    let values = Tensor::cat(&values, 0)?.narrow(0, 0, length)?.to_dtype(DType::F64)?;
     let groups = keys.dim(1)?;
     let share = heads / groups;
 
-    let q = queries.narrow(0, segment.rows.start, count)?.to_dtype(DType::F32)?;
+    let q = queries.narrow(0, segment.rows.start, count)?.to_dtype(DType::F64)?;
     let q = q.reshape((count, groups, share, head_dim))?.permute((1, 2, 0, 3))?; // [G, share, count, D]
     let q = q.reshape((groups, share * count, head_dim))?;
     let keys = keys.permute((1, 2, 0))?.contiguous()?; // [G, D, length]
@@ -55,7 +55,7 @@ fn mask(segment: &Segment<'_>, window: Option<usize>) -> Result<Tensor> {
         let query = segment.end - count + row;
         for key in segment.start..segment.end {
             let visible = key <= query && window.is_none_or(|window| key + window > query);
-            mask.push(if visible { 0f32 } else { f32::NEG_INFINITY });
+            mask.push(if visible { 0f64 } else { f64::NEG_INFINITY });
         }
     }
     Tensor::from_vec(mask, (count, length), &candle_core::Device::Cpu)

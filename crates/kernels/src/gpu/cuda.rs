@@ -1,6 +1,6 @@
 //! Launches on an NVIDIA GPU.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use candle_core::{
     CudaDevice, CudaStorage, Result, Storage, bail,
@@ -8,35 +8,95 @@ use candle_core::{
         CudaStorageSlice, DeviceId, WrapErr,
         cudarc::{
             driver::{
-                CudaFunction, CudaModule, CudaStream, DevicePtr, LaunchConfig, PushKernelArg, SyncOnDrop,
+                CudaFunction, CudaModule, CudaStream, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg,
+                SyncOnDrop,
+                sys::{CUdevice_attribute, CUfunction_attribute_enum},
             },
             nvrtc::Ptx,
         },
     },
 };
 
-use super::{Argument, Launch, cache::Cache};
+use super::{Argument, Float, Launch, cache::Cache};
 
 pub(super) type Modules = Cache<DeviceId, Arc<CudaModule>>;
 pub(super) type Functions = Cache<DeviceId, CudaFunction>;
+
+/// Kernels of `src/<op>/cuda/*.cu`. Each takes one struct by value; beside it the module has, as `{kernel}_launch`, how it
+/// wants to be started.
+pub(crate) struct StructModule {
+    image: &'static [u8],
+    modules: Modules,
+    kernels: Cache<(DeviceId, StructName), StructKernel>,
+}
+
+/// A kernel is called `{pass}_{type}_{columns}`; one for all head sizes has no columns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StructName {
+    pub(crate) pass: &'static str,
+    pub(crate) float: Float,
+    pub(crate) columns: Option<u32>,
+}
+
+/// One of them, loaded.
+#[derive(Clone)]
+pub(crate) struct StructKernel {
+    function: CudaFunction,
+    /// Per block.
+    pub(crate) threads: u32,
+    shared_bytes: u32,
+    /// Rows that a block works on.
+    pub(crate) rows: u32,
+}
 
 /// # Safety
 /// As [`super::launch`].
 pub(super) unsafe fn launch(device: &CudaDevice, launch: &Launch<'_>) -> Result<()> {
     let function = function(device, launch)?;
+    with_addresses(device, launch.kernel.name, launch.arguments, |addresses| {
+        let stream = device.cuda_stream();
+        let mut builder = stream.launch_builder(&function);
+        for (argument, address) in launch.arguments.iter().zip(addresses) {
+            match argument {
+                Argument::U32(value) => builder.arg(value),
+                Argument::F32(value) => builder.arg(value),
+                Argument::Read(_) | Argument::ReadRows(_) | Argument::Update(_) | Argument::Write(_) => {
+                    builder.arg(address)
+                }
+            };
+        }
+        let config = LaunchConfig {
+            grid_dim: launch.groups.map(|count| count as u32).into(),
+            block_dim: (launch.threads as u32, 1, 1),
+            shared_mem_bytes: 0,
+        };
+        // SAFETY: the caller's promise; every address lies in memory that lives until after the launch.
+        unsafe { builder.launch(config) }.w()?;
+        Ok(())
+    })
+}
+
+/// Calls `run` with the address of each argument's first element, 0 for numbers, while the storages are locked. Other
+/// streams are told of the use when `run` returns. `name` is for the errors' messages.
+pub(crate) fn with_addresses<T>(
+    device: &CudaDevice,
+    name: &str,
+    arguments: &[Argument<'_>],
+    run: impl FnOnce(&[u64]) -> Result<T>,
+) -> Result<T> {
     let stream = device.cuda_stream();
-    // The guards keep the storages locked, and tell other streams of this use when they are dropped.
-    let tensors: Vec<_> = launch
-        .arguments
+    let tensors: Vec<_> = arguments
         .iter()
         .map(|argument| match argument {
-            Argument::Read(tensor) | Argument::Update(tensor) => Some(tensor.storage_and_layout()),
+            Argument::Read(tensor) | Argument::ReadRows(tensor) | Argument::Update(tensor) => {
+                Some(tensor.storage_and_layout())
+            }
             Argument::Write(_) | Argument::U32(_) | Argument::F32(_) => None,
         })
         .collect();
     let mut uses = Vec::with_capacity(tensors.len());
     let mut addresses = Vec::with_capacity(tensors.len());
-    for (argument, tensor) in launch.arguments.iter().zip(&tensors) {
+    for (argument, tensor) in arguments.iter().zip(&tensors) {
         let (storage, offset) = match (argument, tensor) {
             (_, Some((storage, layout))) => (&**storage, layout.start_offset()),
             (Argument::Write(fresh), None) => (&fresh.storage, 0),
@@ -46,28 +106,13 @@ pub(super) unsafe fn launch(device: &CudaDevice, launch: &Launch<'_>) -> Result<
             }
         };
         let Storage::Cuda(storage) = storage else {
-            bail!("{}: a tensor is not on the GPU, where the others of the call are", launch.kernel.name);
+            bail!("{name}: a tensor is not on the GPU, where the others of the call are");
         };
         let (address, guard) = address(storage, &stream)?;
         uses.push(guard);
         addresses.push(address + (offset * size(storage)) as u64);
     }
-    let mut builder = stream.launch_builder(&function);
-    for (argument, address) in launch.arguments.iter().zip(&addresses) {
-        match argument {
-            Argument::U32(value) => builder.arg(value),
-            Argument::F32(value) => builder.arg(value),
-            Argument::Read(_) | Argument::Update(_) | Argument::Write(_) => builder.arg(address),
-        };
-    }
-    let config = LaunchConfig {
-        grid_dim: launch.groups.map(|count| count as u32).into(),
-        block_dim: (launch.threads as u32, 1, 1),
-        shared_mem_bytes: 0,
-    };
-    // SAFETY: the caller's promise; every address lies in memory that `tensors` and the results keep alive.
-    unsafe { builder.launch(config) }.w()?;
-    Ok(())
+    run(&addresses)
 }
 
 /// The function, loaded on first use.
@@ -100,3 +145,93 @@ fn size(storage: &CudaStorage) -> usize {
     use candle_core::backend::BackendStorage;
     storage.dtype().size_in_bytes()
 }
+
+impl StructModule {
+    pub(crate) const fn new(image: &'static [u8]) -> Self {
+        Self { image, modules: Modules::new(), kernels: Cache::new() }
+    }
+
+    /// The kernel, loaded on first use.
+    pub(crate) fn kernel(&self, device: &CudaDevice, name: StructName) -> Result<StructKernel> {
+        self.kernels.get((device.id(), name), || {
+            let module = self.modules.get(device.id(), || {
+                let image = Ptx::from_binary(self.image.to_vec());
+                device.cuda_stream().context().load_module(image).w()
+            })?;
+            StructKernel::load(device, &module, &name.to_string())
+        })
+    }
+}
+
+impl StructKernel {
+    fn load(device: &CudaDevice, module: &Arc<CudaModule>, name: &str) -> Result<Self> {
+        /// What a block may have without being asked for.
+        const USUAL_SHARED_BYTES: u32 = 48 << 10;
+        let stream = device.cuda_stream();
+        let function = module.load_function(name).w()?;
+        let wishes = stream.clone_dtoh(&module.get_global(&format!("{name}_launch"), &stream).w()?).w()?;
+        let (wishes, []) = wishes.as_chunks::<4>() else { bail!("{name}_launch is not made of u32") };
+        let &[threads, shared_bytes, rows] = wishes else {
+            bail!("{name}_launch has {} numbers", wishes.len())
+        };
+        let [threads, shared_bytes, rows] = [threads, shared_bytes, rows].map(u32::from_le_bytes);
+        if shared_bytes > USUAL_SHARED_BYTES {
+            let attribute = CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            if let Err(error) = function.set_attribute(attribute, shared_bytes as i32) {
+                bail!("{name} needs {shared_bytes} bytes of shared memory, which this GPU has not: {error}");
+            }
+        }
+        Ok(Self { function, threads, shared_bytes, rows })
+    }
+
+    /// Starts the kernel. A grid without blocks does nothing.
+    ///
+    /// # Safety
+    /// `arguments` is laid out as the struct that the kernel takes. What the kernel reads and writes by its addresses is
+    /// there: they come from a [`with_addresses`] that is still running.
+    pub(crate) unsafe fn launch<A: Copy>(
+        &self,
+        device: &CudaDevice,
+        grid: [usize; 3],
+        arguments: A,
+    ) -> Result<()> {
+        /// Blocks along `x`, `y` and `z`.
+        const MOST: [usize; 3] = [i32::MAX as usize, 65535, 65535];
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        if grid.iter().zip(MOST).any(|(count, most)| *count > most) {
+            bail!("a grid of {grid:?} blocks is too large, at most {MOST:?}: pass fewer rows per call");
+        }
+        let (stream, arguments) = (device.cuda_stream(), ByValue(arguments));
+        let config = LaunchConfig {
+            grid_dim: grid.map(|count| count as u32).into(),
+            block_dim: (self.threads, 1, 1),
+            shared_mem_bytes: self.shared_bytes,
+        };
+        // SAFETY: the caller's promise.
+        unsafe { stream.launch_builder(&self.function).arg(&arguments).launch(config) }.w()?;
+        Ok(())
+    }
+}
+
+impl fmt::Display for StructName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pass, float, columns } = self;
+        write!(formatter, "{pass}_{}", float.name())?;
+        columns.map_or(Ok(()), |columns| write!(formatter, "_{columns}"))
+    }
+}
+
+/// Blocks' homes: the GPU's multiprocessors.
+pub(crate) fn multiprocessors(device: &CudaDevice) -> Result<usize> {
+    let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+    Ok(device.cuda_stream().context().attribute(attribute).w()? as usize)
+}
+
+/// A kernel's only argument.
+#[repr(transparent)]
+struct ByValue<A>(A);
+
+// SAFETY: it is only made by `StructKernel::launch`, whose caller promises that the kernel takes it so.
+unsafe impl<A> DeviceRepr for ByValue<A> {}

@@ -101,6 +101,12 @@ impl Memory {
                 let (storage, layout) = tensor.storage_and_layout();
                 Self::ReadOnly(bytes(&storage, layout.start_offset(), tensor.elem_count())?.to_vec())
             }
+            Argument::ReadRows(tensor) => {
+                let (storage, layout) = tensor.storage_and_layout();
+                let (dims, last) = (layout.dims(), layout.dims()[0].saturating_sub(1));
+                let span = if dims[0] == 0 { 0 } else { last * layout.stride()[0] + dims[1] * dims[2] };
+                Self::ReadOnly(bytes(&storage, layout.start_offset(), span)?.to_vec())
+            }
             Argument::Update(tensor) => {
                 let (storage, layout) = tensor.storage_and_layout();
                 let bytes = bytes(&storage, layout.start_offset(), tensor.elem_count())?;

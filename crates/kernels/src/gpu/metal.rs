@@ -24,11 +24,11 @@ pub(super) unsafe fn launch(device: &MetalDevice, launch: &Launch<'_>) -> Result
     encoder.set_compute_pipeline_state(&pipeline);
     for (index, argument) in launch.arguments.iter().enumerate() {
         match argument {
-            Argument::Read(tensor) | Argument::Update(tensor) => {
+            Argument::Read(tensor) | Argument::ReadRows(tensor) | Argument::Update(tensor) => {
                 let (storage, layout) = tensor.storage_and_layout();
                 let Storage::Metal(storage) = &*storage else { bail!("{}", elsewhere(launch)) };
                 let offset = layout.start_offset() * tensor.dtype().size_in_bytes();
-                if matches!(argument, Argument::Read(_)) {
+                if matches!(argument, Argument::Read(_) | Argument::ReadRows(_)) {
                     encoder.set_input_buffer(index, Some(storage.buffer()), offset);
                 } else {
                     encoder.set_output_buffer(index, Some(storage.buffer()), offset);

@@ -17,7 +17,7 @@
 #[cfg(any(feature = "cuda", feature = "metal"))]
 mod cache;
 #[cfg(feature = "cuda")]
-mod cuda;
+pub(crate) mod cuda;
 #[cfg(test)]
 pub(crate) mod emulator;
 #[cfg(feature = "metal")]
@@ -31,7 +31,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 pub(crate) use flat::Flat;
 pub(crate) use rows::Rows;
 
-use crate::fresh::Fresh;
+use crate::{fresh::Fresh, view::has_dense_rows};
 
 /// The kernel texts of one op.
 pub(crate) struct Module {
@@ -104,6 +104,8 @@ pub(crate) enum Float {
 pub(crate) enum Argument<'a> {
     /// A contiguous tensor that is read.
     Read(&'a Tensor),
+    /// A tensor `[rows, heads, D]` that is read, whose rows are dense but may lie apart.
+    ReadRows(&'a Tensor),
     /// A contiguous tensor that is changed in place.
     Update(&'a Tensor),
     /// A new result.
@@ -204,6 +206,14 @@ impl Float {
         })
     }
 
+    pub(crate) fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::F16 => DType::F16,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+
     /// Elements of 16 bytes.
     pub(crate) fn lanes(self) -> usize {
         match self {
@@ -235,6 +245,11 @@ pub(crate) unsafe fn launch(device: &Device, launch: &Launch<'_>) -> Result<()> 
             && !tensor.is_contiguous()
         {
             bail!("{}: a kernel was handed a tensor that is not contiguous", launch.kernel.name);
+        }
+        if let Argument::ReadRows(tensor) = argument
+            && !has_dense_rows(tensor.layout())
+        {
+            bail!("{}: a kernel was handed a tensor whose rows are not dense", launch.kernel.name);
         }
     }
     match device {

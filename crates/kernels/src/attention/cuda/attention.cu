@@ -1,6 +1,6 @@
 // The kernels that the host launches, by name: `attention_{pass}_{dtype}_{columns}`, where `columns` is the head size
 // rounded up to 64, 96, 128 or 256. The comment beside each shape says how many rows (M) one entry of the tile list
-// covers. Threads and shared bytes per kernel stand in `ATTENTION_LAUNCH`, which the host reads (see launch.rs).
+// covers. The `_short` ones are for calls with few tiles: smaller ones, which fill the GPU better.
 #include "exact.cuh"
 
 using namespace attention;
@@ -22,8 +22,8 @@ struct Launch {
     KERNEL(NAME, (BODY<__VA_ARGS__>), ARGUMENTS, (__VA_ARGS__::THREADS), (__VA_ARGS__::SHARED_BYTES), (__VA_ARGS__::M), BLOCKS)
 #define FORWARD(PASS, TYPE, D, BLOCKS, ...) \
     SHAPED(attention_##PASS##_##TYPE##_##D, forward, ForwardArguments, BLOCKS, ForwardShape<TYPE, D, __VA_ARGS__>)
-#define QUERIES(TYPE, D, BLOCKS, ...) \
-    SHAPED(attention_backward_queries_##TYPE##_##D, backward_queries, BackwardArguments, BLOCKS, QueriesShape<TYPE, D, __VA_ARGS__>)
+#define QUERIES(PASS, TYPE, D, BLOCKS, ...) \
+    SHAPED(attention_##PASS##_##TYPE##_##D, backward_queries, BackwardArguments, BLOCKS, QueriesShape<TYPE, D, __VA_ARGS__>)
 #define KEYS(TYPE, D, BLOCKS, ...) \
     SHAPED(attention_backward_keys_##TYPE##_##D, backward_keys, BackwardArguments, BLOCKS, KeysShape<TYPE, D, __VA_ARGS__>)
 #define ELEMENTWISE(NAME, BODY, ARGUMENTS) KERNEL(NAME, BODY, ARGUMENTS, 256, 0, 0, 1)
@@ -31,6 +31,7 @@ struct Launch {
 // M, N, warps over rows, warps over keys, chunked, queries in registers
 #define ALL(TYPE) \
     FORWARD(forward, TYPE, 64, 2, 128, 64, 4, 1, false, true) \
+    FORWARD(forward_short, TYPE, 64, 3, 64, 64, 4, 1, false, true) \
     FORWARD(forward, TYPE, 96, 2, 128, 64, 4, 1, false, false) \
     FORWARD(forward, TYPE, 128, 2, 128, 64, 4, 1, false, false) \
     FORWARD(forward, TYPE, 256, 1, 64, 32, 4, 1, false, false) \
@@ -42,13 +43,14 @@ struct Launch {
     FORWARD(decode, TYPE, 96, 1, 16, 64, 1, 4, true, true) \
     FORWARD(decode, TYPE, 128, 1, 16, 64, 1, 4, true, true) \
     FORWARD(decode, TYPE, 256, 1, 16, 64, 1, 4, true, false, 2) \
-    QUERIES(TYPE, 64, 2, 128, 32, 4, true) \
-    QUERIES(TYPE, 96, 2, 64, 32, 4, false) \
-    QUERIES(TYPE, 128, 2, 64, 32, 4, false) \
-    QUERIES(TYPE, 256, 1, 64, 16, 4, false) \
-    KEYS(TYPE, 64, 2, 128, 64, 4, 1, 32, 64, false) \
+    QUERIES(backward_queries, TYPE, 64, 2, 128, 32, 4, true) \
+    QUERIES(backward_queries_short, TYPE, 64, 3, 64, 64, 4, true) \
+    QUERIES(backward_queries, TYPE, 96, 2, 64, 32, 4, false) \
+    QUERIES(backward_queries, TYPE, 128, 1, 128, 32, 4, false) \
+    QUERIES(backward_queries, TYPE, 256, 1, 64, 16, 4, false) \
+    KEYS(TYPE, 64, 2, 64, 64, 4, 1, 64, 64, true) \
     KEYS(TYPE, 96, 2, 64, 32, 4, 1, 32, 96, false) \
-    KEYS(TYPE, 128, 2, 64, 32, 4, 1, 32, 128, false) \
+    KEYS(TYPE, 128, 1, 64, 64, 4, 1, 32, 128, false) \
     KEYS(TYPE, 256, 1, 64, 16, 4, 1, 16, 128, false) \
     ELEMENTWISE(attention_merge_##TYPE, merge<TYPE>, ForwardArguments) \
     ELEMENTWISE(attention_delta_##TYPE, delta<TYPE>, BackwardArguments) \

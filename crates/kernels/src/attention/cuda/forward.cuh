@@ -360,35 +360,37 @@ template <typename S> __device__ __forceinline__ void forward(const ForwardArgum
     }
 }
 
-/// Joins the parts of `splits` blocks. Grid: T; a thread per (head, pair of columns).
+/// Joins the parts of `splits` blocks. `lanes` (a power of two, at least D / 2) threads per row and head, of which a block
+/// has 256 / lanes; grid: rows of T · H.
 template <typename T> __device__ __forceinline__ void merge(const ForwardArguments &a) {
-    const u32 row = blockIdx.x, heads = a.common.heads, head_dim = a.common.head_dim, pairs = head_dim / 2;
-    for (u32 index = threadIdx.x; index < heads * pairs; index += blockDim.x) {
-        const u32 head = index / pairs, column = index % pairs * 2;
-        auto lse = [&](u32 split) {
-            return a.partial_lse[(static_cast<u64>(split) * heads + head) * a.common.rows + row];
-        };
-        float highest = -INFINITE;
-        for (u32 split = 0; split < a.splits; split++) highest = fmaxf(highest, lse(split));
-        float total = 0.f, low = 0.f, high = 0.f;
-        for (u32 split = 0; split < a.splits; split++) {
-            const float part = lse(split);
-            if (part == -INFINITE) continue;
-            const float weight = power_of_two((part - highest) * LOG2_E);
-            const u64 token = static_cast<u64>(split) * a.common.rows + row;
-            const float2 value = *reinterpret_cast<const float2 *>(a.partial + (token * heads + head) * head_dim + column);
-            total += weight;
-            low += weight * value.x;
-            high += weight * value.y;
-        }
-        const float inverse = total > 0.f ? 1.f / total : 0.f;
-        T *target = row_of<T>(a.out, row, head, head_dim) + column;
-        target[0] = narrow<T>(low * inverse);
-        target[1] = narrow<T>(high * inverse);
-        if (column == 0 && a.lse != nullptr) {
-            a.lse[static_cast<u64>(head) * a.common.rows + row] = total > 0.f ? highest + log2f(total) * LN_2 : -INFINITE;
-        }
+    const u32 heads = a.common.heads, head_dim = a.common.head_dim, pairs = head_dim / 2;
+    u32 lanes = 1;
+    while (lanes < pairs) lanes *= 2;
+    const u32 lane = threadIdx.x % lanes;
+    const u64 index = static_cast<u64>(blockIdx.x) * (blockDim.x / lanes) + threadIdx.x / lanes;
+    const u64 count = static_cast<u64>(a.common.rows) * heads;
+    if (index >= count || lane >= pairs) return;
+    const u32 row = index / heads, head = index % heads, column = 2 * lane;
+    const u64 at = static_cast<u64>(head) * a.common.rows + row;
+    auto lse = [&](u32 split) { return a.partial_lse[split * count + at]; };
+    float highest = -INFINITE;
+#pragma unroll 8
+    for (u32 split = 0; split < a.splits; split++) highest = fmaxf(highest, lse(split));
+    float total = 0.f, low = 0.f, high = 0.f;
+#pragma unroll 8
+    for (u32 split = 0; split < a.splits; split++) {
+        // A part without keys has zeros as its result.
+        const float part = lse(split), weight = part == -INFINITE ? 0.f : power_of_two((part - highest) * LOG2_E);
+        const float2 value = *reinterpret_cast<const float2 *>(a.partial + (split * count + index) * head_dim + column);
+        total += weight;
+        low += weight * value.x;
+        high += weight * value.y;
     }
+    const float inverse = total > 0.f ? 1.f / total : 0.f;
+    T *target = row_of<T>(a.out, row, head, head_dim) + column;
+    target[0] = narrow<T>(low * inverse);
+    target[1] = narrow<T>(high * inverse);
+    if (column == 0 && a.lse != nullptr) a.lse[at] = total > 0.f ? highest + log2f(total) * LN_2 : -INFINITE;
 }
 
 } // namespace attention
