@@ -50,8 +50,11 @@ pub(super) fn backward(y: &Tensor, dy: &Tensor) -> Result<Fresh> {
     each_row(y, &|y, row, dx| backward_row(y, &dy[row * y.len()..][..y.len()], dx))
 }
 
-/// A result whose rows `run` computes from a row of `x` and its number, and writes as a whole.
-fn each_row(x: &Tensor, run: &(dyn Fn(&[f32], usize, &mut [f32]) + Sync)) -> Result<Fresh> {
+/// From a row and its number to all of the row's results.
+type RowFunction<'a> = &'a (dyn Fn(&[f32], usize, &mut [f32]) + Sync);
+
+/// A result whose rows `run` computes from those of `x`.
+fn each_row(x: &Tensor, run: RowFunction<'_>) -> Result<Fresh> {
     let shape = x.shape();
     let width = shape.dims().last().copied().unwrap_or(1).max(1);
     let x = View::new(x);

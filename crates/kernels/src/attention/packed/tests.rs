@@ -161,7 +161,7 @@ fn very_large_heads_match_the_definition() {
         let packing = PackedAttention { params, ..packing(&[0, 130]) };
         let wide = |tensor: &Tensor| tensor.to_dtype(DType::F64).unwrap();
         let variables = inputs.each_ref().map(|input| candle_core::Var::from_tensor(&wide(input)).unwrap());
-        let [queries, keys, values] = variables.each_ref().map(|variable| variable.as_tensor());
+        let [queries, keys, values] = variables.each_ref().map(candle_core::Var::as_tensor);
         let [out, lse] = reference::packed_attention(queries, keys, values, &packing).unwrap();
         let store = (&out * wide(&d_out)).unwrap().sum_all().unwrap().backward().unwrap();
         let gradients = [queries, keys, values].map(|input| store.get(input).unwrap().clone());

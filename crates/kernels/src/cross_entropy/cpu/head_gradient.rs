@@ -27,7 +27,8 @@ pub(super) fn head_gradient(job: &Job<'_>, log_sums: &[f32]) -> Result<Vec<f32>>
                 let rows = unsafe { gradient.part(column * job.width, columns * job.width) };
                 with_scratch(tile::weights_length(job.width), |weights| {
                     with_scratch(chunk.tokens * COLUMNS, |logits| {
-                        add_columns(job, chunk, (column, columns), log_sums, right, weights, logits, rows);
+                        let buffers = [weights, logits, rows];
+                        add_columns(job, chunk, (column, columns), log_sums, right, buffers);
                     });
                 });
             });
@@ -43,7 +44,7 @@ dispatch! {
 
     fn add_columns(
         job: &Job<'_>, chunk: &Chunk<'_>, place: (usize, usize), log_sums: &[f32], right: &[f32],
-        weights: &mut [f32], logits: &mut [f32], gradient: &mut [f32],
+        buffers: [&mut [f32]; 3],
     ) = add_columns_with;
 }
 
@@ -62,7 +63,6 @@ fn arrange_with<S: Simd>(_: S, hidden: &[f32], width: usize, to: &mut [f32]) {
 }
 
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 fn add_columns_with<S: Simd>(
     simd: S,
     job: &Job<'_>,
@@ -70,9 +70,7 @@ fn add_columns_with<S: Simd>(
     (column, columns): (usize, usize),
     log_sums: &[f32],
     right: &[f32],
-    weights: &mut [f32],
-    logits: &mut [f32],
-    gradient: &mut [f32],
+    [weights, logits, gradient]: [&mut [f32]; 3],
 ) {
     tile::products(simd, job, chunk, (column, columns), weights, logits);
     for (token, row) in logits.chunks_exact_mut(COLUMNS).enumerate() {

@@ -39,8 +39,9 @@ pub(super) fn merge(
     let tokens = parts.chunk.tokens;
     pool::for_each(tokens.div_ceil(TASK), &|task| {
         let mut coefficients = vec![0f32; parts.segments.count];
-        for token in task * TASK..tokens.min((task + 1) * TASK) {
-            let row = rows[token] as usize;
+        let first = task * TASK;
+        for (token, row) in (first..tokens.min(first + TASK)).zip(&rows[first..]) {
+            let row = *row as usize;
             let merged = merge_token(job, parts, token, &mut coefficients);
             // SAFETY: each token has a place of its own.
             unsafe {

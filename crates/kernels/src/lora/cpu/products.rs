@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::{
     linear::{
-        few_rows::dots,
+        few_rows::{Dots, dots},
         microkernel::{Left, multiply, pack, tile_columns, tile_rows},
     },
     output::Output,
@@ -60,10 +60,17 @@ pub(super) fn down(parts: &[Down<'_>], width: usize) {
         // SAFETY: the slices hold the rows; each task has places of its own in the result.
         unsafe {
             let to = part.to.at(row * part.rank + rank);
+            let (x, inputs, outputs, stride) = (x.as_ptr(), width, ranks, part.rank);
             match factor {
-                Floats::F32(w) => dots(x.as_ptr(), rows, width, w.as_ptr(), ranks, to, part.rank),
-                Floats::Bf16(w) => dots(x.as_ptr(), rows, width, w.as_ptr(), ranks, to, part.rank),
-                Floats::F16(w) => dots(x.as_ptr(), rows, width, w.as_ptr(), ranks, to, part.rank),
+                Floats::F32(w) => {
+                    dots(Dots { x, rows, inputs, weights: w.as_ptr(), outputs, to, stride });
+                }
+                Floats::Bf16(w) => {
+                    dots(Dots { x, rows, inputs, weights: w.as_ptr(), outputs, to, stride });
+                }
+                Floats::F16(w) => {
+                    dots(Dots { x, rows, inputs, weights: w.as_ptr(), outputs, to, stride });
+                }
             }
         }
     });

@@ -70,8 +70,8 @@ pub(in crate::attention::gpu) fn backward(
     let column_parts = if head_dim > 128 { 2 } else { 1 };
     // SAFETY: as in `forward`.
     unsafe {
-        launch(device, &call.shape.launch(kernel, [groups, key_tiles.count, column_parts], &arguments))?
-    };
+        launch(device, &call.shape.launch(kernel, [groups, key_tiles.count, column_parts], &arguments))?;
+    }
     Ok([d_queries, d_keys, d_values])
 }
 
