@@ -11,6 +11,7 @@ pub(super) use backward::{bias_gradient, input_gradient, weight_gradient};
 use super::{Activation, Projection, few_rows, many_rows};
 use crate::{
     fresh::Fresh,
+    output::Output,
     pool::Disjoint,
     simd::{Simd, math},
     view::{Floats, View},
@@ -107,6 +108,31 @@ pub(super) fn products<const COUNT: usize>(
         unsafe { result.set_len(rows * outputs) };
         Fresh::from_vec(result, (rows, outputs))
     }))
+}
+
+/// `to = x [rows, inputs] · weightᵀ [inputs, outputs]`, in tiles.
+///
+/// # Safety
+/// `to` has room for `[rows, outputs]`, all of which is written.
+pub(crate) unsafe fn product_in_tiles(
+    x: &[f32],
+    (rows, inputs): (usize, usize),
+    weight: Floats<'_>,
+    outputs: usize,
+    to: Output<f32>,
+) {
+    // SAFETY: the caller's promise.
+    let to = unsafe { std::slice::from_raw_parts_mut(to.at(0).cast::<MaybeUninit<f32>>(), rows * outputs) };
+    let layer = Layer { weight, order: Order::InputsLast, bias: None };
+    let products = [Product { layer, gate: None, outputs, adds: false, result: Disjoint::new(to) }];
+    many_rows::run(&Call {
+        x,
+        x_order: Order::InputsLast,
+        x_stride: inputs,
+        rows,
+        inputs,
+        products: &products,
+    });
 }
 
 struct LayerView<'a> {

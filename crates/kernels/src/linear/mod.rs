@@ -12,6 +12,8 @@ mod reference;
 
 use candle_core::{D, DType, Result, Tensor, bail};
 
+pub(crate) use cpu::product_in_tiles;
+
 use crate::{
     device::{self, runs_kernels},
     fresh::Fresh,

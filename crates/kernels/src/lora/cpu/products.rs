@@ -7,6 +7,7 @@ use crate::{
     linear::{
         few_rows::{Dots, dots},
         microkernel::{Left, multiply, pack, tile_columns, tile_rows},
+        product_in_tiles,
     },
     output::Output,
     pool,
@@ -17,6 +18,9 @@ use crate::{
 
 /// Products of a task: enough to outweigh handing it to another thread.
 const TASK: usize = 64 * 1024;
+/// Rows and ranks from which on packing both factors for tiles costs less than reading them again and again.
+const TILED_ROWS: usize = 48;
+const TILED_RANK: usize = 32;
 /// Rows of `x` that [`dots`] multiplies at once.
 const DOT_ROWS: usize = 8;
 /// Floats of a cache line.
@@ -44,6 +48,11 @@ pub(super) struct Down<'a> {
 pub(super) fn down(parts: &[Down<'_>], width: usize) {
     let mut tasks = Vec::new();
     for part in parts {
+        if part.rows >= TILED_ROWS && part.rank >= TILED_RANK {
+            // SAFETY: the part's result has these rows.
+            unsafe { product_in_tiles(part.x, (part.rows, width), part.factor, part.rank, part.to) };
+            continue;
+        }
         let rows = (TASK / (width * part.rank).max(1)).clamp(DOT_ROWS, 512).next_multiple_of(DOT_ROWS);
         // Only where there are few rows is there reason to split the rank too.
         let ranks = (TASK / (width * rows.min(part.rows)).max(1)).max(4).next_multiple_of(4);
