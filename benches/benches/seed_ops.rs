@@ -4,11 +4,22 @@
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use metal_candle_kernels::{
+    layer_norm::{LayerNorm, layer_norm},
     lora::{LoraAdapter, LoraGradients, lora_backward, lora_delta, lora_down, lora_up_in_place},
     optimizer::{Rule, Step, update},
+    rms_norm::{RmsNorm, rms_norm},
+    softmax::{Mask, softmax},
 };
 
-criterion_group!(benches, lora_forward, lora_rank_scaling, gradient_computation, full_training_step);
+criterion_group!(
+    benches,
+    lora_forward,
+    lora_rank_scaling,
+    layer_operations,
+    optimizer_step,
+    gradient_computation,
+    full_training_step
+);
 criterion_main!(benches);
 
 fn lora_forward(criterion: &mut Criterion) {
@@ -35,6 +46,41 @@ fn lora_rank_scaling(criterion: &mut Criterion) {
             bencher.iter(|| lora_delta(&x, &adapter).expect("shapes fit"));
         });
     }
+}
+
+fn layer_operations(criterion: &mut Criterion) {
+    let x = Tensor::randn(0f32, 1f32, (4, 16, 1024), &Device::Cpu).expect("a tensor of this size fits");
+    let weight = Tensor::ones(1024, DType::F32, &Device::Cpu).expect("a tensor of this size fits");
+    let mut group = criterion.benchmark_group("layer_operations");
+    group.bench_function("softmax_stable", |bencher| {
+        bencher.iter(|| std::hint::black_box(softmax(&x, Mask::None)))
+    });
+    let norm = LayerNorm { weight: weight.clone(), bias: Some(weight.clone()), epsilon: 1e-5 };
+    group
+        .bench_function("layer_norm", |bencher| bencher.iter(|| std::hint::black_box(layer_norm(&x, &norm))));
+    let norm = RmsNorm { weight, epsilon: 1e-5, weight_offset: 0. };
+    group.bench_function("rms_norm", |bencher| bencher.iter(|| std::hint::black_box(rms_norm(&x, &norm))));
+    group.finish();
+}
+
+fn optimizer_step(criterion: &mut Criterion) {
+    const PARAMETERS: usize = 512 * 512;
+    let made = || -> Result<[Tensor; 2]> {
+        let state = Tensor::zeros((3, PARAMETERS), DType::F32, &Device::Cpu)?;
+        Ok([state, Tensor::randn(0f32, 1f32, PARAMETERS, &Device::Cpu)?])
+    };
+    let [state, gradient] = made().expect("tensors of this size fit");
+    let rule = Rule::AdamW { betas: [0.9, 0.999], epsilon: 1e-8 };
+    let mut number = 0;
+    let mut group = criterion.benchmark_group("optimizer_step");
+    group.bench_function("adamw_step", |bencher| {
+        bencher.iter(|| {
+            number += 1;
+            let step = Step { rule, number, learning_rate: 1e-4, weight_decay: 0.01, clip: None };
+            update(&state, &gradient, 0..PARAMETERS, &step).expect("the shapes fit");
+        });
+    });
+    group.finish();
 }
 
 /// Through candle's graph, as a user's own program would.
