@@ -116,7 +116,12 @@ impl<'source> Translation<'source> {
                         next = end;
                     }
                 }
-                word if self.made.contains(word) && self.text(next) == "(" && !self.is_member(at) => {
+                // `float2 (&name)[4]` declares a reference to an array.
+                word if self.made.contains(word)
+                    && self.text(next) == "("
+                    && self.text(next + 1) != "&"
+                    && !self.is_member(at) =>
+                {
                     write!(self.output, "make<{word}>").expect("a String takes all text");
                     written = self.code[at] + 1;
                 }

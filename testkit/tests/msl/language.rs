@@ -39,10 +39,13 @@ fn vectors_are_made_converted_and_swizzled() {
         constant float table[3] = {10, 20, 30};
         template <typename T, typename T4>
         T4 widen(device const float4 *x) { return T4(x[0]) + T4(T(0.5h)); }
+        template <typename T> void turn(thread T (&one)[1], thread const float4 (&values)[2]) { one[0] = values[1].wzyx; }
         kernel void test(device float *x [[buffer(0)]]) {
             device float4 *y = (device float4 *)x;
             float4 value = y[0];
-            y[1] = value.wzyx;
+            float4 values[2] = {float4(0), value}, turned[1];
+            turn(turned, values);
+            y[1] = turned[0];
             y[2] = float4(value.xy, 7, half(8));
             y[3] = float4(half4(value) * half(2)) + float4(bfloat4(1)) + float(int2(3.9, -3.9).y);
             y[4].xy = max(value.zw, float2(3.5)) + exp(float2(0)) + clamp(value.xy, 0.0f, 1.5f);

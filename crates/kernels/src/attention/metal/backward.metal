@@ -27,14 +27,14 @@ FUNCTION float2 weigh(Call call, bool seen, float product, float lse) {
 }
 
 // What a tile of keys adds to the gradients of a warp's queries.
-template <typename T, int D, int N, bool HELD>
-FUNCTION void add_queries_tile(LOCAL float2 (&sums)[D / 8], LOCAL const Left<T, D, HELD> &queries,
-                               LOCAL const Left<T, D, HELD> &d_out, SHARED_POINTER(const T) keys, SHARED_POINTER(const T) values,
+template <typename T, int D, int N, bool KEPT>
+FUNCTION void add_queries_tile(LOCAL float2 (&sums)[D / 8], LOCAL const Left<T, D, KEPT> &queries,
+                               LOCAL const Left<T, D, KEPT> &d_out, SHARED_POINTER(const T) keys, SHARED_POINTER(const T) values,
                                Call call, uint length, uint position, float lse, float delta, uint first_key, Place place) {
     uint fragments = call.head_dim / 8;
     float2 scores[N / 8], slopes[N / 8];
-    multiply_rows<T, D, N, HELD>(scores, queries, keys, fragments, place);
-    multiply_rows<T, D, N, HELD>(slopes, d_out, values, fragments, place);
+    multiply_rows<T, D, N, KEPT>(scores, queries, keys, fragments, place);
+    multiply_rows<T, D, N, KEPT>(slopes, d_out, values, fragments, place);
 #pragma unroll
     for (uint n = 0; n < N / 8; n++) {
 #pragma unroll
@@ -46,7 +46,7 @@ FUNCTION void add_queries_tile(LOCAL float2 (&sums)[D / 8], LOCAL const Left<T, 
     multiply_turned<T, D, N, D>(sums, scores, keys, 0, fragments, place);
 }
 
-template <typename T, int D, int N, bool HELD>
+template <typename T, int D, int N, bool KEPT>
 FUNCTION void queries_block(Packed<T> packed, Segment segment, uint head, const GLOBAL T *d_out, const GLOBAL float *lse,
                             const GLOBAL float *delta, GLOBAL T *d_queries, SHARED_POINTER(T) tiles, uint thread_index) {
     Call call = packed.call;
@@ -59,7 +59,7 @@ FUNCTION void queries_block(Packed<T> packed, Segment segment, uint head, const 
     Positions positions = positions_of(block, 0, thread_index, place);
     bool exists = block.first + thread_index / 32 * 8 + place.row < block.end;
     Index token = segment.first + positions.own, row = dense_row(call, token, call.heads, head);
-    Left<T, D, HELD> queries, own_d_out;
+    Left<T, D, KEPT> queries, own_d_out;
     fill(queries, query_row(packed, token, head), exists, place, head_dim / 8);
     fill(own_d_out, d_out + row, exists, place, head_dim / 8);
     float own_lse = lse[Index(head) * call.rows + token], own_delta = delta[Index(head) * call.rows + token];
@@ -76,34 +76,34 @@ FUNCTION void queries_block(Packed<T> packed, Segment segment, uint head, const 
                            thread_index);
         BARRIER();
         if (first >= end_seen(call, segment.count, positions.highest)) continue;
-        add_queries_tile<T, D, N, HELD>(sums, queries, own_d_out, tiles, values, call, segment.count, positions.own, own_lse,
+        add_queries_tile<T, D, N, KEPT>(sums, queries, own_d_out, tiles, values, call, segment.count, positions.own, own_lse,
                                         own_delta, first, place);
     }
     if (exists) store_row<T, D>(sums, d_queries + row, call.scale, 0, head_dim / 8, place);
 }
 
 // Grid: (H, tiles of queries).
-#define DEFINE(suffix, T, D, N, HELD, HELD_TWICE, COLUMNS, WORDS)                                                              \
+#define DEFINE(suffix, T, D, N, KEPT, BOTH_KEPT, COLUMNS, WORDS)                                                               \
     KERNEL(attention_backward_queries_##D##_##suffix, PACKED_PARAMETERS(T), READ(T, d_out, 16), READ(float, lse, 17),          \
            READ(float, delta, 18), WRITE(T, d_queries, 19)) {                                                                  \
         SHARED uint4 tiles[WORDS];                                                                                             \
-        queries_block<T, D, N, HELD_TWICE>(PACKED(T), segment_of(table, tiles_at, GROUP_Y), GROUP_X, d_out, lse, delta,        \
+        queries_block<T, D, N, BOTH_KEPT>(PACKED(T), segment_of(table, tiles_at, GROUP_Y), GROUP_X, d_out, lse, delta,         \
                                            d_queries, (SHARED_POINTER(T))tiles, THREAD);                                       \
     }
 FOR_EACH_SHAPE(DEFINE)
 #undef DEFINE
 
 // What a tile of queries adds to the gradients of a warp's keys and values: rows are keys, columns are queries.
-template <typename T, int D, int N, bool HELD, int COLUMNS>
+template <typename T, int D, int N, bool KEPT, int COLUMNS>
 FUNCTION void add_keys_tile(LOCAL float2 (&d_keys)[COLUMNS / 8], LOCAL float2 (&d_values)[COLUMNS / 8],
-                            LOCAL const Left<T, D, HELD> &keys, LOCAL const Left<T, D, HELD> &values,
+                            LOCAL const Left<T, D, KEPT> &keys, LOCAL const Left<T, D, KEPT> &values,
                             SHARED_POINTER(const T) queries, SHARED_POINTER(const T) d_out, const GLOBAL float *lse,
                             const GLOBAL float *delta, Call call, uint length, uint key, uint first_query, uint first_column,
                             Place place) {
     uint fragments = call.head_dim / 8;
     float2 weights[N / 8], slopes[N / 8];
-    multiply_rows<T, D, N, HELD>(weights, keys, queries, fragments, place);
-    multiply_rows<T, D, N, HELD>(slopes, values, d_out, fragments, place);
+    multiply_rows<T, D, N, KEPT>(weights, keys, queries, fragments, place);
+    multiply_rows<T, D, N, KEPT>(slopes, values, d_out, fragments, place);
 #pragma unroll
     for (uint n = 0; n < N / 8; n++) {
 #pragma unroll
@@ -119,7 +119,7 @@ FUNCTION void add_keys_tile(LOCAL float2 (&d_keys)[COLUMNS / 8], LOCAL float2 (&
     multiply_turned<T, D, N, COLUMNS>(d_keys, slopes, queries, first_column, fragments, place);
 }
 
-template <typename T, int D, int N, bool HELD, int COLUMNS>
+template <typename T, int D, int N, bool KEPT, int COLUMNS>
 FUNCTION void keys_block(Packed<T> packed, Segment segment, uint group, uint part, const GLOBAL T *d_out, const GLOBAL float *lse,
                          const GLOBAL float *delta, GLOBAL T *d_keys, GLOBAL T *d_values, SHARED_POINTER(T) tiles,
                          uint thread_index) {
@@ -130,7 +130,7 @@ FUNCTION void keys_block(Packed<T> packed, Segment segment, uint group, uint par
     uint last = minimum(lowest + BLOCK_ROWS, segment.count) - 1;
     bool exists = key < segment.count;
     Index token = segment.first + key;
-    Left<T, D, HELD> keys, values;
+    Left<T, D, KEPT> keys, values;
     fill(keys, key_row(packed, token, group), exists, place, head_dim / 8);
     fill(values, value_row(packed, token, group), exists, place, head_dim / 8);
     float2 key_sums[COLUMNS / 8], value_sums[COLUMNS / 8];
@@ -150,7 +150,7 @@ FUNCTION void keys_block(Packed<T> packed, Segment segment, uint group, uint par
             copy_tile<T, D, N>(d_out_tile, d_out + dense_row(call, row, call.heads, head), stride, count, head_dim, thread_index);
             BARRIER();
             if (call.causal != 0 && first + N <= warp_lowest) continue;
-            add_keys_tile<T, D, N, HELD, COLUMNS>(key_sums, value_sums, keys, values, tiles, d_out_tile, lse + statistics,
+            add_keys_tile<T, D, N, KEPT, COLUMNS>(key_sums, value_sums, keys, values, tiles, d_out_tile, lse + statistics,
                                                   delta + statistics, call, segment.count, key, first, first_column, place);
         }
     }
@@ -161,11 +161,11 @@ FUNCTION void keys_block(Packed<T> packed, Segment segment, uint group, uint par
 }
 
 // Grid: (G, tiles of keys, D / COLUMNS): each block adds up over the query heads that share its key/value head.
-#define DEFINE(suffix, T, D, N, HELD, HELD_TWICE, COLUMNS, WORDS)                                                              \
+#define DEFINE(suffix, T, D, N, KEPT, BOTH_KEPT, COLUMNS, WORDS)                                                               \
     KERNEL(attention_backward_keys_##D##_##suffix, PACKED_PARAMETERS(T), READ(T, d_out, 16), READ(float, lse, 17),             \
            READ(float, delta, 18), WRITE(T, d_keys, 19), WRITE(T, d_values, 20)) {                                             \
         SHARED uint4 tiles[WORDS];                                                                                             \
-        keys_block<T, D, N, HELD_TWICE, COLUMNS>(PACKED(T), segment_of(table, tiles_at, GROUP_Y), GROUP_X, GROUP_Z, d_out,     \
+        keys_block<T, D, N, BOTH_KEPT, COLUMNS>(PACKED(T), segment_of(table, tiles_at, GROUP_Y), GROUP_X, GROUP_Z, d_out,      \
                                                  lse, delta, d_keys, d_values, (SHARED_POINTER(T))tiles, THREAD);              \
     }
 FOR_EACH_SHAPE(DEFINE)

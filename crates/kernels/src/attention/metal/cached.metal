@@ -28,7 +28,7 @@ FUNCTION Item item_of(const GLOBAL uint *words) {
     return item;
 }
 
-template <typename T, int D, int N, bool HELD>
+template <typename T, int D, int N, bool KEPT>
 FUNCTION void attend_chunks(const GLOBAL T *queries, const GLOBAL uint *table, GLOBAL float *partial, GLOBAL float *partial_lse,
                             const GLOBAL T *LOCAL (&keys)[SLOTS], const GLOBAL T *LOCAL (&values)[SLOTS], Item item, uint group,
                             SHARED_POINTER(T) tiles, uint thread_index) {
@@ -44,7 +44,7 @@ FUNCTION void attend_chunks(const GLOBAL T *queries, const GLOBAL uint *table, G
     Index token = item.first + row / block.share;
     uint head = group * block.share + row % block.share;
     Index own = token * call.heads + head;
-    Left<T, D, HELD> left;
+    Left<T, D, KEPT> left;
     fill(left, queries + own * call.head_dim, exists, place, fragments);
     Softmax<D> softmax;
     reset(softmax);
@@ -53,7 +53,7 @@ FUNCTION void attend_chunks(const GLOBAL T *queries, const GLOBAL uint *table, G
     uint first_key = item.first_key;
     for (uint slot = item.slot_begin; slot < item.slot_end; slot++) {
         uint count = minimum(chunk_length, item.length - first_key);
-        attend<T, D, N, HELD>(softmax, left, call, positions, keys[slot] + group * call.head_dim, stride,
+        attend<T, D, N, KEPT>(softmax, left, call, positions, keys[slot] + group * call.head_dim, stride,
                               values[slot] + group * call.head_dim, stride, first_key, count, item.length, tiles, thread_index,
                               place);
         first_key += chunk_length;
@@ -77,13 +77,13 @@ FUNCTION void attend_chunks(const GLOBAL T *queries, const GLOBAL uint *table, G
         READ(T, value10, 27), READ(T, value11, 28)
 #define CHUNK_LIST(name)                                                                                                       \
     {name##0, name##1, name##2, name##3, name##4, name##5, name##6, name##7, name##8, name##9, name##10, name##11}
-#define DEFINE(suffix, T, D, N, HELD, HELD_TWICE, COLUMNS, WORDS)                                                              \
+#define DEFINE(suffix, T, D, N, KEPT, BOTH_KEPT, COLUMNS, WORDS)                                                               \
     KERNEL(attention_cached_##D##_##suffix, READ(T, queries, 0), READ(uint, table, 1), UPDATE(float, partial, 2),              \
            UPDATE(float, partial_lse, 3), VALUE(uint, items_at, 4), KEY_CHUNKS(T), VALUE_CHUNKS(T)) {                          \
         SHARED uint4 tiles[WORDS];                                                                                             \
         const GLOBAL T *keys[SLOTS] = CHUNK_LIST(key);                                                                         \
         const GLOBAL T *values[SLOTS] = CHUNK_LIST(value);                                                                     \
-        attend_chunks<T, D, N, HELD>(queries, table, partial, partial_lse, keys, values,                                       \
+        attend_chunks<T, D, N, KEPT>(queries, table, partial, partial_lse, keys, values,                                       \
                                      item_of(table + items_at + 8 * GROUP_Y), GROUP_X, (SHARED_POINTER(T))tiles, THREAD);      \
     }
 FOR_EACH_SHAPE(DEFINE)

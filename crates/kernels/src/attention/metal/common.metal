@@ -130,7 +130,7 @@ FUNCTION Segment segment_of(const GLOBAL uint *table, uint tiles_at, uint tile) 
     return segment;
 }
 
-// Type, D, N, whether rows are held in registers: queries alone, and two of them; columns of a block of keys' gradients;
+// Type, D, N, whether rows are kept in registers: queries alone, and two of them; columns of a block of keys' gradients;
 // pieces of 16 bytes in two tiles.
 #define FOR_EACH_SHAPE(DEFINE)                                                                                                 \
     DEFINE(f32, float, 64, 32, true, true, 64, 1088)                                                                           \

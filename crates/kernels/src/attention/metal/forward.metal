@@ -13,13 +13,13 @@ template <int D> struct Softmax {
     float maximum;
 };
 
-template <typename T, int D, int N, bool HELD>
-FUNCTION void attend_tile(LOCAL Softmax<D> &softmax, LOCAL const Left<T, D, HELD> &queries, SHARED_POINTER(const T) keys,
+template <typename T, int D, int N, bool KEPT>
+FUNCTION void attend_tile(LOCAL Softmax<D> &softmax, LOCAL const Left<T, D, KEPT> &queries, SHARED_POINTER(const T) keys,
                           SHARED_POINTER(const T) values, Call call, uint length, uint position, bool all_seen, uint first_key,
                           Place place) {
     uint fragments = call.head_dim / 8;
     float2 scores[N / 8];
-    multiply_rows<T, D, N, HELD>(scores, queries, keys, fragments, place);
+    multiply_rows<T, D, N, KEPT>(scores, queries, keys, fragments, place);
     float highest = LOWEST;
 #pragma unroll
     for (uint n = 0; n < N / 8; n++) {
@@ -69,8 +69,8 @@ FUNCTION Positions positions_of(BlockRows rows, uint first_position, uint thread
 }
 
 // Attends to `count` keys that lie together, the first of them at position `first_key`.
-template <typename T, int D, int N, bool HELD>
-FUNCTION void attend(LOCAL Softmax<D> &softmax, LOCAL const Left<T, D, HELD> &queries, Call call, Positions positions,
+template <typename T, int D, int N, bool KEPT>
+FUNCTION void attend(LOCAL Softmax<D> &softmax, LOCAL const Left<T, D, KEPT> &queries, Call call, Positions positions,
                      const GLOBAL T *keys, Index key_stride, const GLOBAL T *values, Index value_stride, uint first_key,
                      uint count, uint length, SHARED_POINTER(T) tiles, uint thread_index, Place place) {
     uint begin = first_seen(call, positions.block_lowest), end = end_seen(call, length, positions.block_highest);
@@ -85,7 +85,7 @@ FUNCTION void attend(LOCAL Softmax<D> &softmax, LOCAL const Left<T, D, HELD> &qu
         if (first >= end_seen(call, length, positions.highest)) continue;
         uint known = minimum(first_key + count, length);
         bool all_seen = all_see_all(call, known, positions.lowest, positions.highest, first, first + N - 1);
-        attend_tile<T, D, N, HELD>(softmax, queries, tiles, value_tile, call, known, positions.own, all_seen, first, place);
+        attend_tile<T, D, N, KEPT>(softmax, queries, tiles, value_tile, call, known, positions.own, all_seen, first, place);
     }
 }
 
@@ -102,7 +102,7 @@ template <int D> FUNCTION float finish(LOCAL Softmax<D> &softmax) {
     return softmax.total > 0.0f ? softmax.maximum + log2(softmax.total) : LOWEST;
 }
 
-template <typename T, int D, int N, bool HELD>
+template <typename T, int D, int N, bool KEPT>
 FUNCTION void forward_block(Packed<T> packed, Segment segment, uint head, GLOBAL T *out, GLOBAL float *lse,
                             SHARED_POINTER(T) tiles, uint thread_index) {
     Call call = packed.call;
@@ -115,11 +115,11 @@ FUNCTION void forward_block(Packed<T> packed, Segment segment, uint head, GLOBAL
     Positions positions = positions_of(block, 0, thread_index, place);
     bool exists = block.first + thread_index / 32 * 8 + place.row < block.end;
     Index token = segment.first + positions.own;
-    Left<T, D, HELD> queries;
+    Left<T, D, KEPT> queries;
     fill(queries, query_row(packed, token, head), exists, place, call.head_dim / 8);
     Softmax<D> softmax;
     reset(softmax);
-    attend<T, D, N, HELD>(softmax, queries, call, positions, key_row(packed, segment.first, group), packed.key_stride,
+    attend<T, D, N, KEPT>(softmax, queries, call, positions, key_row(packed, segment.first, group), packed.key_stride,
                           value_row(packed, segment.first, group), packed.value_stride, 0, segment.count, segment.count, tiles,
                           thread_index, place);
     float own_lse = finish(softmax);
@@ -130,10 +130,10 @@ FUNCTION void forward_block(Packed<T> packed, Segment segment, uint head, GLOBAL
 }
 
 // Grid: (H, tiles).
-#define DEFINE(suffix, T, D, N, HELD, HELD_TWICE, COLUMNS, WORDS)                                                              \
+#define DEFINE(suffix, T, D, N, KEPT, BOTH_KEPT, COLUMNS, WORDS)                                                               \
     KERNEL(attention_forward_##D##_##suffix, PACKED_PARAMETERS(T), WRITE(T, out, 16), WRITE(float, lse, 17)) {                 \
         SHARED uint4 tiles[WORDS];                                                                                             \
-        forward_block<T, D, N, HELD>(PACKED(T), segment_of(table, tiles_at, GROUP_Y), GROUP_X, out, lse,                       \
+        forward_block<T, D, N, KEPT>(PACKED(T), segment_of(table, tiles_at, GROUP_Y), GROUP_X, out, lse,                       \
                                      (SHARED_POINTER(T))tiles, THREAD);                                                        \
     }
 FOR_EACH_SHAPE(DEFINE)

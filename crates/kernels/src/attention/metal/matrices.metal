@@ -64,32 +64,32 @@ template <typename T, int D> FUNCTION float2 right_turned(SHARED_POINTER(const T
     return shared_pair(tile + (row + place.row) * stride_of<T, D>() + 8 * d + place.column);
 }
 
-// A warp's 8 rows as left matrices, held in registers or read again for each product.
-template <typename T, int D, bool HELD> struct Left {
+// A warp's 8 rows as left matrices, kept in registers or read again for each product.
+template <typename T, int D, bool KEPT> struct Left {
     const GLOBAL T *from;
     bool exists;
-    float2 held[HELD ? D / 8 : 1];
+    float2 kept[KEPT ? D / 8 : 1];
 };
 
-template <typename T, int D, bool HELD> FUNCTION float2 left_matrix(LOCAL const Left<T, D, HELD> &left, uint d) {
-    if (HELD) return left.held[HELD ? d : 0];
+template <typename T, int D, bool KEPT> FUNCTION float2 left_matrix(LOCAL const Left<T, D, KEPT> &left, uint d) {
+    if (KEPT) return left.kept[KEPT ? d : 0];
     return left.exists ? global_pair(left.from + 8 * d) : float2(0.0f, 0.0f);
 }
 
 // `row`: the lane's own; read if it exists.
-template <typename T, int D, bool HELD>
-FUNCTION void fill(LOCAL Left<T, D, HELD> &left, const GLOBAL T *row, bool exists, Place place, uint fragments) {
+template <typename T, int D, bool KEPT>
+FUNCTION void fill(LOCAL Left<T, D, KEPT> &left, const GLOBAL T *row, bool exists, Place place, uint fragments) {
     left.from = row + place.column;
     left.exists = exists;
-    if (!HELD) return;
+    if (!KEPT) return;
 #pragma unroll
     for (uint d = 0; d < D / 8; d++)
-        if (d < fragments) left.held[HELD ? d : 0] = exists ? global_pair(left.from + 8 * d) : float2(0.0f, 0.0f);
+        if (d < fragments) left.kept[KEPT ? d : 0] = exists ? global_pair(left.from + 8 * d) : float2(0.0f, 0.0f);
 }
 
 // products[8, N] = left[8, D] · tile[N, D]ᵀ
-template <typename T, int D, int N, bool HELD>
-FUNCTION void multiply_rows(LOCAL float2 (&products)[N / 8], LOCAL const Left<T, D, HELD> &left, SHARED_POINTER(const T) tile,
+template <typename T, int D, int N, bool KEPT>
+FUNCTION void multiply_rows(LOCAL float2 (&products)[N / 8], LOCAL const Left<T, D, KEPT> &left, SHARED_POINTER(const T) tile,
                             uint fragments, Place place) {
 #pragma unroll
     for (uint n = 0; n < N / 8; n++) products[n] = float2(0.0f, 0.0f);
