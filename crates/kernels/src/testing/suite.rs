@@ -265,7 +265,9 @@ fn rounded(input: &Tensor, dtype: DType) -> Tensor {
 fn log(op: &str, pass: &str, dtype: DType, rig: &Rig) {
     let Ok(path) = std::env::var("METAL_CANDLE_SUITE_LOG") else { return };
     let mut file = fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
-    writeln!(file, "{op}\t{pass}\t{}\t{}", dtype.as_str(), rig.column()).unwrap();
+    // One write: lines of tests that run side by side do not mix.
+    let line = format!("{op}\t{pass}\t{}\t{}\n", dtype.as_str(), rig.column());
+    file.write_all(line.as_bytes()).unwrap();
 }
 
 fn device(name: &str) -> Device {
