@@ -53,7 +53,7 @@ fn layer_operations(criterion: &mut Criterion) {
     let weight = Tensor::ones(1024, DType::F32, &Device::Cpu).expect("a tensor of this size fits");
     let mut group = criterion.benchmark_group("layer_operations");
     group.bench_function("softmax_stable", |bencher| {
-        bencher.iter(|| std::hint::black_box(softmax(&x, Mask::None)))
+        bencher.iter(|| std::hint::black_box(softmax(&x, Mask::None)));
     });
     let norm = LayerNorm { weight: weight.clone(), bias: Some(weight.clone()), epsilon: 1e-5 };
     group
