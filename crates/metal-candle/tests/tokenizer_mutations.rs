@@ -224,5 +224,6 @@ fn damaged_tokenizers_are_refused_before_anything_panics() {
     let list: Vec<String> =
         panics.iter().map(|(panic, file)| format!("{panic}\nfirst for {file}\n")).collect();
     assert!(list.is_empty(), "{}", list.concat());
-    assert!((MUTATIONS / 5..MUTATIONS * 4 / 5).contains(&accepted), "{accepted} of {MUTATIONS} were read");
+    // Most changes make a file wrong; those that do not must be enough to run what was read.
+    assert!((MUTATIONS / 30..MUTATIONS * 4 / 5).contains(&accepted), "{accepted} of {MUTATIONS} were read");
 }
