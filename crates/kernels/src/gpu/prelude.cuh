@@ -39,6 +39,15 @@ FUNCTION uint as_uint(float value) { return __float_as_uint(value); }
 FUNCTION float f16_to_float(ushort bits) { return __half2float(__ushort_as_half(bits)); }
 FUNCTION ushort float_to_f16(float value) { return __half_as_ushort(__float2half_rn(value)); }
 FUNCTION ushort float_to_bf16(float value) { return __bfloat16_as_ushort(__float2bfloat16_rn(value)); }
+// Two at a time, as the hardware converts them; the first is the lower half.
+FUNCTION uint float_pair_to_f16(float low, float high) {
+    __half2 pair = __floats2half2_rn(low, high);
+    return *reinterpret_cast<uint *>(&pair);
+}
+FUNCTION uint float_pair_to_bf16(float low, float high) {
+    __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<uint *>(&pair);
+}
 
 FUNCTION float warp_shuffle_xor(float value, uint mask) { return __shfl_xor_sync(~0u, value, mask); }
 FUNCTION uint warp_shuffle_xor(uint value, uint mask) { return __shfl_xor_sync(~0u, value, mask); }

@@ -46,6 +46,10 @@ FUNCTION ushort float_to_bf16(float value) {
     if ((bits & 0x7fffffffu) > 0x7f800000u) return ushort(bits >> 16) | ushort(0x40);
     return ushort((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
+FUNCTION uint float_pair_to_f16(float low, float high) { return as_type<uint>(half2(half(low), half(high))); }
+FUNCTION uint float_pair_to_bf16(float low, float high) {
+    return uint(float_to_bf16(low)) | (uint(float_to_bf16(high)) << 16);
+}
 
 FUNCTION float warp_shuffle_xor(float value, uint mask) { return simd_shuffle_xor(value, ushort(mask)); }
 FUNCTION uint warp_shuffle_xor(uint value, uint mask) { return simd_shuffle_xor(value, ushort(mask)); }

@@ -7,7 +7,7 @@ use super::{Argument, Kernel, Launch, Variant};
 /// Accesses that a row kernel keeps in registers (`HELD` in the kernels).
 const HELD: usize = 4;
 /// Threads of a group that holds several rows.
-const SHARED_GROUP: usize = 256;
+const SHARED_GROUP: usize = 128;
 /// Most threads of a group: the kernels use up to 128 registers, and a group has 65,536.
 const MOST: usize = 512;
 
