@@ -223,7 +223,8 @@ impl<'a> Bench<'a> {
         let mut logits = Vec::new();
         for (index, tokens) in tokens.chunks(PIECE).enumerate() {
             let wanted = if index == last { LogitsFor::Last } else { LogitsFor::None };
-            let made = self.model.forward(&mut [SequenceInput { tokens, cache, logits: wanted }])?;
+            let input = SequenceInput { tokens, cache, logits: wanted, adapter: None };
+            let made = self.model.forward(&mut [input])?;
             if index == last {
                 logits = made.flatten_all()?.to_vec1::<f32>()?;
             }

@@ -56,7 +56,7 @@ pub(crate) fn run(args: &EvalArgs, console: &Console) -> Result<()> {
     let (model, _) = model::load(&args.source, &args.compute, console)?;
     let bar = console.count_bar("evaluating", lines);
     let limit = args.max_tokens.map(|limit| limit as usize);
-    let report = evaluate(&model, &args.data, data, limit, &mut |done| bar.set_position(done as u64));
+    let report = evaluate(&model, &args.data, data, None, limit, &mut |done| bar.set_position(done as u64));
     bar.finish_and_clear();
     let report = report.with_context(|| format!("cannot evaluate {}", args.data))?;
     if report.truncated > 0 {

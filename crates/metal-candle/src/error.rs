@@ -1,6 +1,9 @@
 //! The library's one error type: every module has its own enum, gathered here.
 
-use crate::{data::DataError, generate::GenerateError, hub::HubError, model::ModelError, text::TextError};
+use crate::{
+    data::DataError, generate::GenerateError, hub::HubError, lora::LoraError, model::ModelError,
+    text::TextError,
+};
 
 /// What can go wrong, by the room it went wrong in.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +18,9 @@ pub enum Error {
     /// Tokenizer and chat template.
     #[error(transparent)]
     Text(#[from] TextError),
+    /// Making, reading, writing or applying an adapter.
+    #[error(transparent)]
+    Lora(#[from] LoraError),
     /// Training and evaluation files.
     #[error(transparent)]
     Data(#[from] DataError),

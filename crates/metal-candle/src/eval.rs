@@ -6,6 +6,7 @@ use crate::{
     LanguageModel, Result,
     cache::KvCache,
     data::{DataError, Example, records},
+    lora::ActiveAdapter,
     model::{LogitsFor, SequenceInput},
 };
 
@@ -27,19 +28,20 @@ pub struct Report {
     pub truncated: usize,
 }
 
-/// Measures a model on JSONL; see [`crate::data`] for what counts. `progress` is told the lines done.
+/// Measures a model, changed by an adapter if one is given, on JSONL; see [`crate::data`] for what counts. `progress` is told the lines done.
 ///
 /// Lines longer than `max_tokens`, or than the model's context, are cut and counted.
 pub fn evaluate(
     language_model: &LanguageModel,
     path: &str,
     reader: impl BufRead,
+    adapter: Option<&ActiveAdapter>,
     max_tokens: Option<usize>,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Report> {
     let context = language_model.model().spec().max_positions;
     let limit = max_tokens.map_or(context, |most| most.min(context));
-    let mut sum = Sum { language_model, loss: 0.0, tokens: 0 };
+    let mut sum = Sum { language_model, adapter, loss: 0.0, tokens: 0 };
     let (mut examples, mut truncated) = (0, 0);
     let mut batch: Vec<Example> = Vec::new();
     for record in records(path, reader) {
@@ -68,6 +70,7 @@ pub fn evaluate(
 
 struct Sum<'model> {
     language_model: &'model LanguageModel,
+    adapter: Option<&'model ActiveAdapter>,
     loss: f64,
     tokens: usize,
 }
@@ -95,7 +98,8 @@ impl Sum<'_> {
                     let next = start + 1..end + 1;
                     targets.extend(next.map(|at| example.counted[at].then_some(example.tokens[at])));
                     let tokens = &example.tokens[start..end];
-                    batch.push(SequenceInput { tokens, cache, logits: LogitsFor::All });
+                    let adapter = self.adapter;
+                    batch.push(SequenceInput { tokens, cache, logits: LogitsFor::All, adapter });
                 }
             }
             if batch.is_empty() {

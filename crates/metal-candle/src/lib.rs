@@ -8,6 +8,7 @@ pub mod eval;
 pub mod generate;
 pub mod hub;
 pub mod language_model;
+pub mod lora;
 pub mod model;
 pub mod text;
 

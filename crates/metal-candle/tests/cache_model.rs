@@ -64,7 +64,7 @@ fn with_context(folder: &Path, context: usize) -> Model {
 }
 
 fn run(model: &Model, tokens: &[u32], cache: &mut KvCache) -> Vec<f32> {
-    let mut batch = [SequenceInput { tokens, cache, logits: LogitsFor::Last }];
+    let mut batch = [SequenceInput { tokens, cache, logits: LogitsFor::Last, adapter: None }];
     model.forward(&mut batch).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 

@@ -237,14 +237,14 @@ fn losses_equal_transformers() {
     let mut all = String::new();
     for case in expected["texts"].as_array().unwrap() {
         let line = serde_json::json!({ "text": case["text"] }).to_string();
-        let report = evaluate(&language_model, "file", line.as_bytes(), None, &mut |_| ()).unwrap();
+        let report = evaluate(&language_model, "file", line.as_bytes(), None, None, &mut |_| ()).unwrap();
         assert_eq!(report.tokens as u64, case["tokens"].as_u64().unwrap());
         let loss = case["loss"].as_f64().unwrap() as f32;
         // A loss near zero is a difference of logits near 10: its error is theirs.
         assert_close(&[report.loss as f32, 10.0], &[loss, 10.0], allowed, &line);
         all += &(line + "\n");
     }
-    let report = evaluate(&language_model, "file", all.as_bytes(), None, &mut |_| ()).unwrap();
+    let report = evaluate(&language_model, "file", all.as_bytes(), None, None, &mut |_| ()).unwrap();
     let loss = expected["loss"].as_f64().unwrap();
     assert_close(&[report.loss as f32], &[loss as f32], allowed, "all texts");
     assert_close(
@@ -259,7 +259,8 @@ fn losses_equal_transformers() {
 #[test]
 fn only_completions_and_assistant_turns_count() {
     let language_model = tiny_chat();
-    let count = |line: &str| evaluate(&language_model, "file", line.as_bytes(), None, &mut |_| ()).unwrap();
+    let count =
+        |line: &str| evaluate(&language_model, "file", line.as_bytes(), None, None, &mut |_| ()).unwrap();
     let completion = count(r#"{"prompt": "Once there was", "completion": " a small boat that"}"#);
     assert_eq!(completion.tokens, 6);
     assert!(completion.loss < 0.1, "the model knows this by heart: {completion:?}");
@@ -275,13 +276,14 @@ fn only_completions_and_assistant_turns_count() {
         &language_model,
         "file",
         br#"{"text": "A candle on a small boat"}"#.as_slice(),
+        None,
         Some(4),
         &mut |_| (),
     );
     let cut = cut.unwrap();
     assert_eq!((cut.tokens, cut.truncated), (3, 1));
     for bad in ["", "\n\n", "{\"text\": \"\"}", "{\"prompt\": \"a\"}"] {
-        assert!(evaluate(&language_model, "file", bad.as_bytes(), None, &mut |_| ()).is_err(), "{bad}");
+        assert!(evaluate(&language_model, "file", bad.as_bytes(), None, None, &mut |_| ()).is_err(), "{bad}");
     }
 }
 

@@ -48,7 +48,8 @@ impl Golden {
     }
 
     fn run(&self, tokens: &[u32], cache: &mut KvCache, logits: LogitsFor) -> Vec<Vec<f32>> {
-        let logits = self.model.forward(&mut [SequenceInput { tokens, cache, logits }]).unwrap();
+        let logits =
+            self.model.forward(&mut [SequenceInput { tokens, cache, logits, adapter: None }]).unwrap();
         logits.to_vec2::<f32>().unwrap()
     }
 }
@@ -167,7 +168,12 @@ fn a_ragged_batch_equals_its_sequences_alone() {
         let run = |caches: &mut [KvCache], tokens: &[&[u32]]| {
             let inputs = caches.iter_mut().zip(tokens);
             let mut batch: Vec<_> = inputs
-                .map(|(cache, tokens)| SequenceInput { tokens, cache, logits: LogitsFor::Last })
+                .map(|(cache, tokens)| SequenceInput {
+                    tokens,
+                    cache,
+                    logits: LogitsFor::Last,
+                    adapter: None,
+                })
                 .collect();
             golden.model.forward(&mut batch).unwrap().to_vec2::<f32>().unwrap()
         };

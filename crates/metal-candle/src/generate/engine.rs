@@ -14,6 +14,7 @@ use crate::{
     Result,
     cache::KvCache,
     language_model::LanguageModel,
+    lora::ActiveAdapter,
     model::{LogitsFor, SequenceInput, rope::RopeSpec},
     text::Detokenizer,
 };
@@ -64,6 +65,7 @@ pub struct Engine {
 struct Prefix {
     tokens: Vec<u32>,
     cache: KvCache,
+    adapter: Option<Arc<ActiveAdapter>>,
 }
 
 #[derive(Debug)]
@@ -79,6 +81,7 @@ struct Sequence {
     detokenizer: Detokenizer,
     stop: StopMatcher,
     ignore_eos: bool,
+    adapter: Option<Arc<ActiveAdapter>>,
 }
 
 impl Engine {
@@ -117,12 +120,13 @@ impl Engine {
         let sequence = Sequence {
             id,
             limit,
-            cache: self.start_cache(&tokens),
+            cache: self.start_cache(&tokens, request.adapter.as_ref()),
             history: sampler.history(&tokens),
             sampler,
             detokenizer,
             stop: StopMatcher::new(&request.stop, StopText::Exclude).map_err(GenerateError::from)?,
             ignore_eos: request.ignore_eos,
+            adapter: request.adapter.clone(),
             tokens,
         };
         self.waiting.push_back(sequence);
@@ -176,7 +180,8 @@ impl Engine {
             }
             let tokens = &sequence.tokens[cached..cached + rows];
             let logits = if last { LogitsFor::Last } else { LogitsFor::None };
-            batch.push(SequenceInput { tokens, cache: &mut sequence.cache, logits });
+            let (cache, adapter) = (&mut sequence.cache, sequence.adapter.as_deref());
+            batch.push(SequenceInput { tokens, cache, logits, adapter });
         }
         let logits = self.language_model.model().forward(&mut batch)?;
         self.choose(&finished_prompts, &logits)
@@ -203,7 +208,7 @@ impl Engine {
     }
 
     /// The cache of the kept sequence that begins most like `tokens`, cut to the common part.
-    fn start_cache(&self, tokens: &[u32]) -> KvCache {
+    fn start_cache(&self, tokens: &[u32], adapter: Option<&Arc<ActiveAdapter>>) -> KvCache {
         let model = self.language_model.model();
         let mut fresh = model.new_cache();
         fresh.expect(tokens.len());
@@ -213,7 +218,13 @@ impl Engine {
             let pairs = prefix.tokens.iter().zip(&tokens[..most]);
             pairs.take_while(|(left, right)| left == right).count().min(prefix.cache.len())
         };
-        let Some(prefix) = self.prefixes.iter().max_by_key(|prefix| common(prefix)) else { return fresh };
+        // Keys and values depend on the adapter as much as on the tokens.
+        let same_adapter = |prefix: &&Prefix| match (&prefix.adapter, adapter) {
+            (Some(left), Some(right)) => Arc::ptr_eq(left, right),
+            (left, right) => left.is_none() && right.is_none(),
+        };
+        let alike = self.prefixes.iter().filter(same_adapter);
+        let Some(prefix) = alike.max_by_key(|prefix| common(prefix)) else { return fresh };
         let shared = common(prefix);
         let length_matters = model.spec().ropes.iter().any(RopeSpec::depends_on_length);
         let mut fork = prefix.cache.fork();
@@ -231,7 +242,8 @@ impl Engine {
         if self.prefixes.len() >= self.options.kept_prefixes {
             self.prefixes.pop_front();
         }
-        self.prefixes.push_back(Prefix { tokens: sequence.tokens, cache: sequence.cache });
+        let Sequence { tokens, cache, adapter, .. } = sequence;
+        self.prefixes.push_back(Prefix { tokens, cache, adapter });
     }
 }
 

@@ -1,6 +1,9 @@
 //! What a caller asks for, and what it gets.
 
+use std::sync::Arc;
+
 use super::{sampler::SamplingParams, sampler::TokenLogprob};
+use crate::lora::ActiveAdapter;
 
 /// One generation.
 #[derive(Debug, Clone, Default)]
@@ -15,6 +18,8 @@ pub struct Request {
     pub stop: Vec<String>,
     /// Goes on after an end-of-sequence token.
     pub ignore_eos: bool,
+    /// What changes the model for this generation.
+    pub adapter: Option<Arc<ActiveAdapter>>,
 }
 
 /// What to continue.

@@ -13,12 +13,15 @@ use metal_candle_kernels::{
 
 use super::{
     Config, ModelError, arch,
-    layers::{Attention, BlockWeights, Mlp},
+    layers::{AdaptedRows, Attention, BlockWeights, Mlp},
     rope::RopeSpec,
     spec::{DecoderSpec, NormPlacement},
     weights::{Checkpoint, Weights},
 };
-use crate::cache::KvCache;
+use crate::{
+    cache::KvCache,
+    lora::{ActiveAdapter, Part},
+};
 
 /// A decoder with its weights. Immutable: share it with `Arc`.
 #[derive(Debug)]
@@ -59,6 +62,8 @@ pub struct SequenceInput<'a> {
     pub cache: &'a mut KvCache,
     /// Which of the rows get logits.
     pub logits: LogitsFor,
+    /// What changes the model for this sequence.
+    pub adapter: Option<&'a ActiveAdapter>,
 }
 
 /// Which rows of a sequence get logits.
@@ -137,6 +142,11 @@ impl Model {
         self.embedding.dtype()
     }
 
+    /// The dtype of activations.
+    pub fn compute_dtype(&self) -> DType {
+        self.compute
+    }
+
     /// An empty cache for a new sequence.
     pub fn new_cache(&self) -> KvCache {
         KvCache::new(&self.spec, self.compute, &self.device)
@@ -176,17 +186,19 @@ impl Model {
         self.check(batch)?;
         let tokens: Vec<u32> = batch.iter().flat_map(|sequence| sequence.tokens).copied().collect();
         let rotations = self.rotations(batch)?;
+        let adapters = AdaptedRows::of(batch);
         let mut stream = embedding(&self.embedding, &tokens, self.embedding_scale, self.compute)?; // [rows, hidden]
         let mut normed = match self.blocks.first().and_then(|block| block.before_attention.as_ref()) {
             Some(norm) => rms_norm(&stream, norm)?,
             None => stream.clone(),
         };
         for (layer, block) in self.blocks.iter().enumerate() {
-            let delta = block.attention.forward(&normed, layer, batch, &rotations)?;
+            let adapters = adapters.block(layer);
+            let delta = block.attention.forward(&normed, layer, batch, &rotations, &adapters)?;
             let (after, next) = (block.after_attention.as_ref(), block.before_mlp.as_ref());
             (stream, normed) = self.join(&stream, delta, after, next)?;
 
-            let delta = block.mlp.forward(&normed)?;
+            let delta = block.mlp.forward(&normed, &adapters)?;
             let next = match self.blocks.get(layer + 1) {
                 Some(following) => following.before_attention.as_ref(),
                 None => Some(&self.final_norm),
@@ -241,6 +253,11 @@ impl Model {
                 (stream.clone(), stream)
             }
         })
+    }
+
+    /// The frozen product of a part.
+    pub(crate) fn projection(&self, layer: usize, part: Part) -> &Projection {
+        self.blocks[layer].projection(part)
     }
 
     fn check(&self, batch: &[SequenceInput<'_>]) -> Result<(), ModelError> {
@@ -312,6 +329,15 @@ impl Block {
     }
 }
 
+impl Block {
+    fn projection(&self, part: Part) -> &Projection {
+        match part {
+            Part::Queries | Part::Keys | Part::Values | Part::Output => self.attention.projection(part),
+            Part::Gate | Part::Up | Part::Down => self.mlp.projection(part),
+        }
+    }
+}
+
 enum Selection {
     All,
     Some(Vec<u32>),
@@ -378,8 +404,12 @@ mod tests {
         let model = Model::new(spec, weights, &Device::Cpu).unwrap();
         let run = |logits| {
             let mut cache = model.new_cache();
-            let logits =
-                model.forward(&mut [SequenceInput { tokens: &[1, 2, 3], cache: &mut cache, logits }])?;
+            let logits = model.forward(&mut [SequenceInput {
+                tokens: &[1, 2, 3],
+                cache: &mut cache,
+                logits,
+                adapter: None,
+            }])?;
             assert_eq!(cache.len(), 3);
             Ok::<_, ModelError>(logits.dims2()?)
         };

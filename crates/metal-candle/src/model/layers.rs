@@ -2,9 +2,12 @@
 //!
 //! Rows: all new tokens of all sequences of a batch, one after another.
 
+use std::ops::Range;
+
 use candle_core::Tensor;
 use metal_candle_kernels::{
     attention::{AttentionParams, Segment, attention},
+    gated::gated,
     linear::{Activation, Projection, gated_linear, linear, linear_many},
     rms_norm::{RmsNorm, rms_norm},
     rope::{Rotation, rope},
@@ -16,6 +19,7 @@ use super::{
     spec::{AttentionSpec, MlpSpec, NormSpec, QkNorm},
     weights::{Weights, WeightsError},
 };
+use crate::lora::{ActiveAdapter, BlockAdapter, Part};
 
 /// Takes a block's weights by name.
 pub(super) struct BlockWeights<'a> {
@@ -89,10 +93,14 @@ impl Attention {
         layer: usize,
         batch: &mut [SequenceInput<'_>],
         rotations: &[Rotation],
+        adapters: &[(Range<usize>, &BlockAdapter)],
     ) -> candle_core::Result<Tensor> {
         let count = x.dim(0)?;
         let AttentionSpec { heads, kv_heads, head_dim, .. } = self.spec;
         let [queries, keys, values] = linear_many(x, [&self.queries, &self.keys, &self.values])?;
+        for (part, y) in [(Part::Queries, &queries), (Part::Keys, &keys), (Part::Values, &values)] {
+            adapt(adapters, part, x, y, self.projection(part))?;
+        }
         let queries = self.position(queries, heads, self.query_norm.as_ref(), rotations)?;
         let keys = self.position(keys, kv_heads, self.key_norm.as_ref(), rotations)?;
         let values = values.reshape((count, kv_heads, head_dim))?;
@@ -121,7 +129,20 @@ impl Attention {
             window: self.spec.window,
         };
         let mixed = attention(&queries, &segments, params)?; // [rows, heads, head_dim]
-        linear(&mixed.reshape((count, heads * head_dim))?, &self.output)
+        let mixed = mixed.reshape((count, heads * head_dim))?;
+        let y = linear(&mixed, &self.output)?;
+        adapt(adapters, Part::Output, &mixed, &y, &self.output)?;
+        Ok(y)
+    }
+
+    /// The frozen product of a part.
+    pub(super) fn projection(&self, part: Part) -> &Projection {
+        match part {
+            Part::Queries => &self.queries,
+            Part::Keys => &self.keys,
+            Part::Values => &self.values,
+            _ => &self.output,
+        }
     }
 
     /// Norm and rotation of queries or keys: `[rows, heads · head_dim] → [rows, heads, head_dim]`.
@@ -169,9 +190,81 @@ impl Mlp {
     }
 
     /// `x [rows, hidden] → [rows, hidden]`
-    pub(super) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        linear(&gated_linear(x, &self.gate, &self.up, self.activation)?, &self.down)
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        adapters: &[(Range<usize>, &BlockAdapter)],
+    ) -> candle_core::Result<Tensor> {
+        let is_changed = |part| adapters.iter().any(|(_, adapter)| adapter.layer(part).is_some());
+        let middle = if is_changed(Part::Gate) || is_changed(Part::Up) {
+            let [gate, up] = linear_many(x, [&self.gate, &self.up])?;
+            adapt(adapters, Part::Gate, x, &gate, &self.gate)?;
+            adapt(adapters, Part::Up, x, &up, &self.up)?;
+            gated(&gate, &up, self.activation)?
+        } else {
+            gated_linear(x, &self.gate, &self.up, self.activation)?
+        };
+        let y = linear(&middle, &self.down)?;
+        adapt(adapters, Part::Down, &middle, &y, &self.down)?;
+        Ok(y)
     }
+
+    /// The frozen product of a part.
+    pub(super) fn projection(&self, part: Part) -> &Projection {
+        match part {
+            Part::Gate => &self.gate,
+            Part::Up => &self.up,
+            _ => &self.down,
+        }
+    }
+}
+
+/// Which rows of a batch have which adapter.
+pub(super) struct AdaptedRows<'a> {
+    runs: Vec<(Range<usize>, &'a ActiveAdapter)>,
+}
+
+impl<'a> AdaptedRows<'a> {
+    /// Neighbouring sequences with the same adapter share a run.
+    pub(super) fn of(batch: &[SequenceInput<'a>]) -> Self {
+        let mut runs: Vec<(Range<usize>, &'a ActiveAdapter)> = Vec::new();
+        let mut first = 0;
+        for sequence in batch {
+            let rows = first..first + sequence.tokens.len();
+            first = rows.end;
+            let Some(adapter) = sequence.adapter else { continue };
+            match runs.last_mut() {
+                Some((run, last)) if run.end == rows.start && std::ptr::eq(*last, adapter) => {
+                    run.end = rows.end;
+                }
+                _ => runs.push((rows, adapter)),
+            }
+        }
+        Self { runs }
+    }
+
+    /// The adapters' parts of one block.
+    pub(super) fn block(&self, layer: usize) -> Vec<(Range<usize>, &'a BlockAdapter)> {
+        let of = |(rows, adapter): &(Range<usize>, &'a ActiveAdapter)| (rows.clone(), adapter.block(layer));
+        self.runs.iter().map(of).filter(|(_, block)| !block.is_empty()).collect()
+    }
+}
+
+/// Puts the adapters into their rows of a product `y` of `x`.
+fn adapt(
+    adapters: &[(Range<usize>, &BlockAdapter)],
+    part: Part,
+    x: &Tensor,
+    y: &Tensor,
+    projection: &Projection,
+) -> candle_core::Result<()> {
+    for (rows, adapter) in adapters {
+        if let Some(layer) = adapter.layer(part) {
+            let [x, y] = [x, y].map(|tensor| tensor.narrow(0, rows.start, rows.len()));
+            layer.apply(&x?, &y?, projection)?;
+        }
+    }
+    Ok(())
 }
 
 /// Some rows of a stacked projection, as a view.
