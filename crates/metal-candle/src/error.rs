@@ -3,6 +3,7 @@
 use crate::{
     data::DataError, generate::GenerateError, hub::HubError, lora::LoraError, model::ModelError,
     text::TextError,
+    train::TrainError,
 };
 
 /// What can go wrong, by the room it went wrong in.
@@ -24,6 +25,9 @@ pub enum Error {
     /// Training and evaluation files.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// Training.
+    #[error(transparent)]
+    Train(#[from] TrainError),
     /// Requests and sampling.
     #[error(transparent)]
     Generate(#[from] GenerateError),
