@@ -83,7 +83,9 @@ def peft(base, folder):
 
     model = PeftModel.from_pretrained(transformers_model(base), folder)
     with safe_open(folder / "adapter_model.safetensors", "numpy") as file:
-        require_same_names(get_peft_model_state_dict(model, save_embedding_layers=False), file.keys(), folder)
+        # PEFT reads magnitudes by either name and writes the shorter one.
+        found = [name.removesuffix(".weight") if "magnitude" in name else name for name in file.keys()]
+        require_same_names(get_peft_model_state_dict(model, save_embedding_layers=False), found, folder)
     return torch_forward(model)
 
 

@@ -51,6 +51,9 @@ class Case:
     settings: dict = field(default_factory=dict)  # of LoraConfig; none: every weight of the model is trained
     clipped: bool = False  # also ten steps with clipped gradients and a warm-up
 
+    def base(self):
+        return Path("models") / self.model
+
 
 CASES = [
     Case("llama3-lora", "llama3", dict(r=4, lora_alpha=6, target_modules=QUERY_VALUE)),
@@ -190,7 +193,7 @@ def write_adapter(case, folder, seed):
     """A folder by PEFT's own `save_pretrained`, with values that no initialisation gives."""
     torch.manual_seed(seed)
     config = LoraConfig(lora_dropout=0.0, bias="none", task_type="CAUSAL_LM", **case.settings)
-    model = get_peft_model(load_base(case.model, torch.float32), config)
+    model = get_peft_model(load_base(case.base(), torch.float32), config)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
             if "lora_A" in name:
@@ -212,22 +215,20 @@ def tidy_config(path):
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def load_base(name, dtype):
-    model = AutoModelForCausalLM.from_pretrained(f"models/{name}", dtype=dtype, attn_implementation="eager").eval()
-    return model
+def load_base(folder, dtype):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
 
 
-def load_trained(case, folder, dtype):
-    """The model with what is trained, and that by the name it has in a file."""
-    model = load_base(case.model, dtype)
-    if not case.settings:
+def load_trained(base, folder, dtype):
+    """The model with what is trained, and that by the name it has in a file. Without an adapter: every weight."""
+    model = load_base(base, dtype)
+    if not (folder / "adapter_config.json").exists():
         return model, dict(model.named_parameters())
     model = PeftModel.from_pretrained(model, folder, is_trainable=True, autocast_adapter_dtype=False).eval()
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
-    parameters = {
-        name.replace(".default", ""): parameter for name, parameter in model.named_parameters() if parameter.requires_grad
-    }
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    parameters = {name.replace(".default", ""): parameter for name, parameter in trained.items()}
     # named_parameters() calls the magnitude's tensor `weight`, as the file does not.
     parameters = {name.replace("vector.weight", "vector"): parameter for name, parameter in parameters.items()}
     stored = load_file(folder / "adapter_model.safetensors")
@@ -238,8 +239,9 @@ def load_trained(case, folder, dtype):
 
 def reference(case, folder, batch, dtype):
     """Everything that is compared, in `dtype`."""
-    model, parameters = load_trained(case, folder, dtype)
-    assert all(tensor.dtype == dtype for tensor in [*model.parameters(), *model.buffers()] if tensor.is_floating_point())
+    model, parameters = load_trained(case.base(), folder, dtype)
+    values = [*model.parameters(), *model.buffers()]
+    assert all(value.dtype == dtype for value in values if value.is_floating_point())
     loss = batch_loss(model, batch)
     loss.backward()
     result = {"loss": loss.detach()}
@@ -252,7 +254,7 @@ def reference(case, folder, batch, dtype):
         norms = [tensor.norm() for name, tensor in result.items() if name.startswith("gradient.")]
         largest = 0.5 * torch.stack(norms).norm().item()
         result |= train(case, folder, batch, dtype, "clipped_steps", max_norm=round(largest, 3))
-    return result | logits(load_trained(case, folder, dtype)[0].merge_and_unload(), batch, "merged_logits")
+    return result | logits(load_trained(case.base(), folder, dtype)[0].merge_and_unload(), batch, "merged_logits")
 
 
 def batch_loss(model, batch):
@@ -273,7 +275,7 @@ def logits(model, batch, name):
 
 def train(case, folder, batch, dtype, name, max_norm=None):
     """Ten steps on the same batch from the stored adapter; with `max_norm` also a warm-up and a cosine."""
-    model, parameters = load_trained(case, folder, dtype)
+    model, parameters = load_trained(case.base(), folder, dtype)
     optimizer = torch.optim.AdamW(parameters.values(), **ADAMW)
     schedule = get_cosine_schedule_with_warmup(optimizer, WARM_UP_STEPS, STEPS) if max_norm else None
     losses, norms, rates = [], [], []
@@ -315,7 +317,7 @@ def adapter_without_effect(case, batch, expected):
     if not case.settings:
         return None
     with InDoublePrecision():
-        base = logits(load_base(case.model, torch.float64), batch, "logits")
+        base = logits(load_base(case.base(), torch.float64), batch, "logits")
     for name, plain in base.items():
         effect = (expected[name] - plain).abs().max() / plain.abs().max()
         if effect < SMALLEST_EFFECT:
