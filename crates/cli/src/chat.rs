@@ -193,6 +193,7 @@ impl<'a> Chat<'a> {
             max_tokens: self.max_tokens,
             stop: self.stop.to_vec(),
             ignore_eos: false,
+            ..Request::default()
         };
         let interrupted = interrupt::Answer::begin();
         let mut closed = None;

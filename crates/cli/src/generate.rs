@@ -110,6 +110,7 @@ pub(crate) fn run(args: &GenerateArgs, console: &Console) -> Result<()> {
         max_tokens: Some(args.max_tokens),
         stop: args.stop.clone(),
         ignore_eos: args.ignore_eos,
+        ..Request::default()
     };
     let mut clock = Clock { load, start: Instant::now(), first_token: None, end: Duration::ZERO };
     let mut logprobs = Vec::new();

@@ -1,12 +1,16 @@
 //! Training: batches to gradients, gradients to better parameters.
 
+mod forecast;
 mod optimizer;
 mod parameters;
+mod schedule;
 mod sums;
 mod trainer;
 
+pub use forecast::{Forecast, Workload, time_left};
 pub use optimizer::{Optimizer, OptimizerConfig, Update, Updated};
 pub use parameters::{Group, Parameter, ParameterState, Parameters};
+pub use schedule::{Decay, Schedule};
 pub use trainer::{Recompute, Trainer, TrainerOptions};
 
 pub use crate::model::{BatchLoss, Rows};
