@@ -9,7 +9,9 @@ pub mod generate;
 pub mod hub;
 pub mod language_model;
 pub mod model;
+mod random;
 pub mod text;
+pub mod train;
 
 pub use error::{Error, Result};
 pub use language_model::LanguageModel;
