@@ -11,6 +11,7 @@ pub mod language_model;
 pub mod lora;
 pub mod model;
 pub mod text;
+pub mod train;
 
 pub use error::{Error, Result};
 pub use language_model::LanguageModel;

@@ -1,0 +1,4 @@
+//! Training.
+
+pub mod events;
+pub mod report;
