@@ -69,6 +69,9 @@ fn header(history: &History, started: &Started, title: &str) -> String {
         Some(Stopped::NotFinite) => {
             (" bad", format!("Stopped after {} steps: loss or gradients were not finite", grouped(made)))
         }
+        None if started.total_steps == 0 && made > 0 => {
+            (" partial", format!("Not finished: {} steps so far", grouped(made)))
+        }
         None if made == 0 => (" partial", "No step made yet".to_owned()),
         None => {
             (" partial", format!("Not finished: {} of {} steps", grouped(made), grouped(started.total_steps)))
@@ -121,7 +124,7 @@ fn figures(history: &History) -> String {
     let from = if means.len() > 1 { format!("from {first:.3}") } else { String::new() };
     add("Training loss", &number(last, 3), &from);
     let step = &history.steps[history.steps.len() - 1];
-    add("Steps", &grouped(step.step), &format!("{:.1} epochs", step.epoch));
+    add("Steps", &grouped(step.step), &format!("{} epochs", number(step.epoch, 1)));
     let sum = |value: fn(&Step) -> u64| history.steps.iter().map(value).sum::<u64>();
     let targets = format!("{} count in the loss", shortened(sum(|step| step.targets)));
     add("Tokens", &shortened(sum(|step| step.tokens)), &targets);
@@ -387,5 +390,107 @@ fn duration(seconds: f64) -> String {
         0..60 => format!("{seconds:.1} s"),
         60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
         _ => format!("{} h {:02} min", whole / 3600, whole / 60 % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::train::events::{Checkpoint, Evaluation, Finished, Notice, Speaker, TrainEvent};
+
+    const EVIL: &str = "</style><script>'\"&";
+
+    /// A run in which every text that comes from outside is one that would break the page.
+    fn evil() -> History {
+        let mut history = History::default();
+        let text = || EVIL.to_owned();
+        history.add(TrainEvent::Started(Started {
+            model: text(),
+            method: text(),
+            device: text(),
+            dtype: text(),
+            data: json!({ EVIL: EVIL }),
+            config: json!({ "list": [EVIL], EVIL: { "inner": EVIL } }),
+            ..Started::default()
+        }));
+        history.add(TrainEvent::Step(Step { step: 1, loss: 1.0, ..Step::default() }));
+        for speaker in [Speaker::Base, Speaker::Trained, Speaker::Trained] {
+            history.add(TrainEvent::Sample(Sample { step: 1, speaker, prompt: text(), text: text() }));
+        }
+        history.add(TrainEvent::Notice(Notice { step: 1, text: text() }));
+        history.add(TrainEvent::Checkpoint(Checkpoint { step: 1, path: text() }));
+        history
+    }
+
+    #[test]
+    fn nothing_from_outside_becomes_markup() {
+        let next = [NextCommand { purpose: EVIL.to_owned(), command: EVIL.to_owned() }];
+        let page = render(&evil(), &next);
+        assert!(!page.contains("<script"));
+        assert_eq!(page.matches("</style>").count(), 1);
+        // Title 1, header 4, data 2, table of the run 5, settings 3, samples 4, notice 1, next 2.
+        assert_eq!(page.matches("&lt;/style&gt;&lt;script&gt;&#39;&quot;&amp;").count(), 22);
+    }
+
+    #[test]
+    fn every_end_of_a_run_is_named() {
+        let mut history = History::default();
+        assert!(render(&history, &[]).contains("No step made yet"));
+        history.add(TrainEvent::Started(Started { total_steps: 20_000, ..Started::default() }));
+        history.add(TrainEvent::Step(Step { step: 12_345, loss: f64::NAN, ..Step::default() }));
+        assert!(render(&history, &[]).contains("Not finished: 12\u{202f}345 of 20\u{202f}000 steps"));
+        for (stopped, words) in [
+            (Stopped::Complete, "Complete"),
+            (Stopped::EarlyStopping, "the validation loss no longer fell"),
+            (Stopped::Interrupted, "Interrupted after 12\u{202f}345 steps"),
+            (Stopped::NotFinite, "loss or gradients were not finite"),
+        ] {
+            history.add(TrainEvent::Finished(Finished { stopped, ..Finished::default() }));
+            assert!(render(&history, &[]).contains(words), "{words}");
+        }
+    }
+
+    #[test]
+    fn no_number_that_is_not_finite_reaches_the_page() {
+        let mut history = History::default();
+        let nan = f64::NAN;
+        for step in 1..40 {
+            let (loss, learning_rate, gradient_norm) = (nan, nan, f64::INFINITY);
+            let (seconds, tokens_per_second, epoch) = (nan, nan, nan);
+            history.add(TrainEvent::Step(Step {
+                step,
+                loss,
+                learning_rate,
+                gradient_norm,
+                seconds,
+                tokens_per_second,
+                epoch,
+                ..Step::default()
+            }));
+        }
+        let evaluation = Evaluation { loss: nan, perplexity: f64::INFINITY, ..Evaluation::default() };
+        history.add(TrainEvent::Evaluation(evaluation));
+        let page = render(&history, &[]);
+        let body = page.split_once("<body>").unwrap().1;
+        assert!(!body.contains("NaN") && !body.contains("inf"), "{body}");
+        assert!(body.contains("39 not finite"));
+    }
+
+    #[test]
+    fn numbers_are_written_for_people() {
+        assert_eq!(
+            [4812, 59_113, 1_193_204].map(grouped),
+            ["4812", "59\u{202f}113", "1\u{202f}193\u{202f}204"]
+        );
+        let short = [9999, 10_000, 540_672, 494_032_768, 7_600_000_000].map(shortened);
+        assert_eq!(short, ["9999", "10.0\u{202f}k", "541\u{202f}k", "494\u{202f}M", "7.60\u{202f}B"]);
+        assert_eq!([9.04, 75.0, 3720.0].map(duration), ["9.0 s", "1 min 15 s", "1 h 02 min"]);
+        assert_eq!(
+            flatten(&json!({ "a_b": { "c": 12345, "d": null }, "e": [true, "x"], "f": [] })),
+            [("a b · c", "12\u{202f}345"), ("e", "yes, x"), ("f", "none")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        );
     }
 }

@@ -246,3 +246,62 @@ fn distance(point: Point, from: Point, to: Point) -> f64 {
     };
     (point.0 - from.0 - share * along_x).hypot(point.1 - from.1 - share * along_y)
 }
+
+#[cfg(test)]
+mod tests {
+    use miniz_oxide::inflate::decompress_to_vec_zlib;
+
+    use super::*;
+    use crate::train::events::{Evaluation, Step, TrainEvent};
+
+    /// The kinds and contents of a PNG's chunks, whose checks must fit.
+    fn chunks(file: &[u8]) -> Vec<(&[u8], &[u8])> {
+        let mut rest = file.strip_prefix(b"\x89PNG\r\n\x1a\n").unwrap();
+        let mut chunks = Vec::new();
+        while !rest.is_empty() {
+            let (length, after) = rest.split_first_chunk().unwrap();
+            let (chunk, after) = after.split_at(4 + u32::from_be_bytes(*length) as usize);
+            let (check, after) = after.split_first_chunk().unwrap();
+            assert_eq!(CRC32.of(chunk), u32::from_be_bytes(*check));
+            chunks.push(chunk.split_at(4));
+            rest = after;
+        }
+        chunks
+    }
+
+    fn pixels(file: &[u8]) -> Vec<Colour> {
+        let rows = decompress_to_vec_zlib(chunks(file)[1].1).unwrap();
+        assert_eq!(rows.len(), H * (3 * W + 1));
+        let rows = rows.chunks_exact(3 * W + 1);
+        rows.flat_map(|row| row[1..].chunks_exact(3).map(|pixel| [pixel[0], pixel[1], pixel[2]])).collect()
+    }
+
+    fn history(losses: &[f64]) -> History {
+        let mut history = History::default();
+        for (index, &loss) in losses.iter().enumerate() {
+            history.add(TrainEvent::Step(Step { step: index as u64 + 1, loss, ..Step::default() }));
+        }
+        history
+    }
+
+    #[test]
+    fn the_file_has_the_chunks_of_a_png_and_shows_each_line() {
+        let mut history = history(&[3.0, 2.5, f64::NAN, 2.0]);
+        let file = render(&history);
+        let kinds: Vec<&[u8]> = chunks(&file).iter().map(|chunk| chunk.0).collect();
+        assert_eq!(kinds, [b"IHDR", b"IDAT", b"IEND"]);
+        assert_eq!(chunks(&file)[0].1, [0, 0, 6, 64, 0, 0, 3, 132, 8, 2, 0, 0, 0]);
+        let found = pixels(&file);
+        assert!([WHITE, BLUE, RED, GRID].iter().all(|colour| found.contains(colour)));
+        assert!(!found.contains(&ORANGE));
+        history.add(TrainEvent::Evaluation(Evaluation { step: 2, loss: 2.2, ..Evaluation::default() }));
+        assert!(pixels(&render(&history)).contains(&ORANGE));
+    }
+
+    #[test]
+    fn every_history_makes_a_picture() {
+        for losses in [vec![], vec![1.0], vec![f64::NAN; 40], vec![f64::INFINITY, 1.0]] {
+            assert_eq!(pixels(&render(&history(&losses))).len(), W * H, "{losses:?}");
+        }
+    }
+}

@@ -116,3 +116,28 @@ fn glyph(character: char) -> &'static str {
         _ => "",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_glyph_stays_on_its_grid() {
+        for character in ('a'..='z').chain('0'..='9').chain(".,-/:".chars()) {
+            let writing = write(&character.to_string());
+            assert!(!writing.strokes.is_empty(), "{character}");
+            for &(column, row) in writing.strokes.iter().flatten() {
+                assert!((0.0..=writing.width + 1e-9).contains(&column), "{character}: column {column}");
+                assert!((0.0..=8.0).contains(&row), "{character}: row {row}");
+            }
+        }
+    }
+
+    #[test]
+    fn letters_stand_side_by_side() {
+        let [one, two, space] = ["1", "11", "1 1"].map(|text| write(text).width);
+        assert_eq!(two, 2.0 * one + GAP);
+        assert_eq!(space, two + SPACE);
+        assert_eq!(write("").width, 0.0);
+    }
+}

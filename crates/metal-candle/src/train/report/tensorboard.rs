@@ -225,3 +225,76 @@ impl Message {
         self.bytes(field, &message.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use metal_candle_testkit::golden;
+
+    use super::*;
+    use crate::train::events::{Evaluation, Started};
+
+    fn files(folder: &Path) -> Vec<PathBuf> {
+        let mut files: Vec<PathBuf> =
+            std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        files
+    }
+
+    #[test]
+    fn the_bytes_are_those_of_tensorboards_own_writer() {
+        let step = Step {
+            step: 301,
+            loss: 2.5,
+            learning_rate: 1e-4,
+            gradient_norm: 0.75,
+            tokens_per_second: 1234.5,
+            memory_bytes: 812_000_000,
+            ..Step::default()
+        };
+        let broken = Step {
+            step: 302,
+            loss: f64::NAN,
+            learning_rate: 9.5e-5,
+            gradient_norm: f64::INFINITY,
+            tokens_per_second: 1200.0,
+            memory_bytes: 0,
+            ..Step::default()
+        };
+        let evaluation = Evaluation { step: 302, loss: 2.25, perplexity: 9.487_736, ..Evaluation::default() };
+        let test =
+            Evaluation { step: 302, split: Split::Test, loss: 2.5, perplexity: 12.182_494, best: false };
+        let sample = Sample {
+            step: 302,
+            speaker: Speaker::Trained,
+            prompt: "123456789".to_owned(),
+            text: "ten\nelf".to_owned(),
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let mut board = TensorBoard::with_clock(folder.path(), || 1_795_000_000.5).unwrap();
+        for event in [
+            TrainEvent::Started(Started { step: 300, ..Started::default() }),
+            TrainEvent::Step(step),
+            TrainEvent::Step(broken),
+            TrainEvent::Evaluation(evaluation),
+            TrainEvent::Evaluation(test),
+            TrainEvent::Sample(sample),
+        ] {
+            assert!(board.event(&event).unwrap().is_continue());
+        }
+        let expected = std::fs::read(golden::root().join("tensorboard/run.tfevents")).unwrap();
+        assert_eq!(std::fs::read(&files(folder.path())[0]).unwrap(), expected);
+    }
+
+    #[test]
+    fn parts_of_a_run_are_files_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        for second in [|| 5.0, || 5.9, || 1e9] {
+            TensorBoard::with_clock(&folder.path().join("new/folder"), second).unwrap();
+        }
+        let files = files(&folder.path().join("new/folder"));
+        let names: Vec<_> = files.iter().map(|file| file.file_name().unwrap().to_str().unwrap()).collect();
+        let expected =
+            ["0000000005.metal-candle.000", "0000000005.metal-candle.001", "1000000000.metal-candle.000"];
+        assert_eq!(names, expected.map(|name| format!("events.out.tfevents.{name}")));
+    }
+}
