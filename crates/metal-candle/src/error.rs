@@ -2,8 +2,7 @@
 
 use crate::{
     data::DataError, generate::GenerateError, hub::HubError, lora::LoraError, model::ModelError,
-    text::TextError,
-    train::TrainError,
+    text::TextError, train::TrainError, train::report::ReportError,
 };
 
 /// What can go wrong, by the room it went wrong in.
@@ -31,6 +30,9 @@ pub enum Error {
     /// Requests and sampling.
     #[error(transparent)]
     Generate(#[from] GenerateError),
+    /// Writing what a training run reports, or reading it.
+    #[error(transparent)]
+    Report(#[from] ReportError),
     /// A tensor operation failed.
     #[error("tensor operation failed: {0}")]
     Tensor(#[from] candle_core::Error),

@@ -1,9 +1,11 @@
 //! Training: batches to gradients, gradients to better parameters.
 
 pub mod data;
+pub mod events;
 mod forecast;
 mod optimizer;
 mod parameters;
+pub mod report;
 mod schedule;
 mod sums;
 mod trainer;
