@@ -115,7 +115,7 @@ fn subject(args: &BenchArgs, device: Device, console: &Console) -> Result<(Model
     let dtype = args.compute.dtype.explicit().unwrap_or(DType::BF16);
     let bytes = spec.parameters() * dtype.size_in_bytes() as u64;
     if device.is_cpu()
-        && let Some(available) = doctor::available_memory()
+        && let Some(available) = device::available_bytes()
         && bytes > available
     {
         bail!(

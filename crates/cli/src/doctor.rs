@@ -43,14 +43,6 @@ pub(crate) fn run(args: &DoctorArgs, console: &Console) -> Result<()> {
     console.print(&text)
 }
 
-/// Memory that can be used without pushing anything else out, where the system tells.
-pub(crate) fn available_memory() -> Option<u64> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kibibytes * 1024)
-}
-
 fn versions() -> Value {
     let features = [("cuda", DeviceChoice::Cuda(0)), ("metal", DeviceChoice::Metal(0))];
     let built_in = features.iter().filter(|(_, choice)| choice.is_compiled_in());
@@ -112,7 +104,7 @@ fn memory() -> Value {
     let chosen = huge_pages.as_deref().and_then(|text| Some(text.split_once('[')?.1.split_once(']')?.0));
     json!({
         "total_bytes": device::physical_bytes(),
-        "available_bytes": available_memory(),
+        "available_bytes": device::available_bytes(),
         "huge_pages": chosen,
     })
 }

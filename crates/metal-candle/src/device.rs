@@ -148,6 +148,14 @@ pub fn kind(device: &Device) -> &'static str {
     }
 }
 
+/// How much memory the process could still take without others losing theirs, where the system tells (Linux).
+pub fn available_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
 /// How many threads the CPU kernels use.
 pub fn threads() -> usize {
     pool::threads()

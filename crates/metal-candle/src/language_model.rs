@@ -1,20 +1,26 @@
 //! A model with its tokenizer, chat template and generation defaults: what a folder from the hub holds.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use candle_core::{DType, Device};
 
 use serde_json::Value;
 
 use crate::{
     Result,
     generate::{GenerateError, Prompt, sampler::SamplingParams},
-    model::{LoadOptions, Model},
+    model::{Config, LoadOptions, Model, ModelError, arch, weights::Weights},
     text::{ChatTemplate, TextError, Tokenizer},
 };
 
 /// Everything needed to turn text into text. Immutable: share it with `Arc`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct LanguageModel {
-    model: Model,
+    folder: PathBuf,
+    model: Arc<Model>,
     tokenizer: Arc<Tokenizer>,
     chat_template: Option<Arc<ChatTemplate>>,
     sampling: SamplingParams,
@@ -28,6 +34,34 @@ impl LanguageModel {
     /// `progress` is told bytes of weights done and bytes in all.
     pub fn load(folder: &Path, options: &LoadOptions, progress: &mut dyn FnMut(u64, u64)) -> Result<Self> {
         // Small files first: a mistake in one of them shows before gigabytes are read.
+        Self::around(folder, || Ok(Model::load(folder, options, progress)?))
+    }
+
+    /// A model that has yet to learn everything: the shape that the folder's `config.json` describes, with random weights,
+    /// and the text parts of the folder.
+    pub fn untrained(
+        folder: &Path,
+        dtype: DType,
+        device: &Device,
+        seed: u64,
+        ignore_config_keys: &[String],
+    ) -> Result<Self> {
+        Self::around(folder, || {
+            let config = Config::load(folder).map_err(ModelError::from)?;
+            let spec = arch::read(&config, ignore_config_keys).map_err(ModelError::from)?;
+            let weights = Weights::initial(&spec, dtype, device, seed).map_err(ModelError::from)?;
+            Ok(Model::new(spec, weights, device)?)
+        })
+    }
+
+    /// The same texts with another decoder, such as one that is being trained.
+    #[must_use]
+    pub fn with_model(&self, model: Arc<Model>) -> Self {
+        Self { model, ..self.clone() }
+    }
+
+    /// The text parts of a folder, and a decoder that is made after them.
+    fn around(folder: &Path, model: impl FnOnce() -> Result<Model>) -> Result<Self> {
         let tokenizer = Arc::new(Tokenizer::load(folder)?);
         let chat_template = match ChatTemplate::load(folder) {
             Err(TextError::NoChatTemplate { .. }) => None,
@@ -35,16 +69,22 @@ impl LanguageModel {
         };
         let generation = read_json(&folder.join("generation_config.json"))?.unwrap_or_default();
         let sampling = SamplingParams::from_generation_config(&generation).map_err(GenerateError::from)?;
-        let model = Model::load(folder, options, progress)?;
+        let model = Arc::new(model()?);
         let config = read_json(&folder.join("config.json"))?.unwrap_or_default();
         let listed = ids(&generation["eos_token_id"]).or_else(|| ids(&config["eos_token_id"]));
         let end_of_sequence =
             listed.unwrap_or_else(|| tokenizer.named_token_id("eos_token").into_iter().collect());
-        Ok(Self { model, tokenizer, chat_template, sampling, end_of_sequence })
+        let folder = folder.to_owned();
+        Ok(Self { folder, model, tokenizer, chat_template, sampling, end_of_sequence })
+    }
+
+    /// The folder that it came from.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// The decoder.
-    pub fn model(&self) -> &Model {
+    pub fn model(&self) -> &Arc<Model> {
         &self.model
     }
 

@@ -266,7 +266,7 @@ fn divide(sources: &[Source], limit: u64) -> Vec<&[Source]> {
 }
 
 /// Everything of a model folder but its weights; `config.json` says the new type.
-fn copy_others(from: &Path, to: &Path, dtype: Option<DType>) -> Result<Vec<String>, LoraError> {
+pub(crate) fn copy_others(from: &Path, to: &Path, dtype: Option<DType>) -> Result<Vec<String>, LoraError> {
     let mut copied = Vec::new();
     let entries = fs::read_dir(from).map_err(|error| LoraError::io("read", from, error))?;
     for entry in entries {

@@ -22,6 +22,7 @@ pub(crate) use active::{ActiveLayer, BlockAdapter};
 pub use adapter::{Adapter, AdapterLayer};
 pub use config::{Initialisation, LoraConfig, Method, Scaling};
 pub use files::{Format, SaveOptions, StoredAdapter};
+pub(crate) use merge::copy_others;
 pub use merge::{MergeOptions, Merged, merge};
 pub use norms::Norms;
 pub use site::{Module, Part, Site, SiteShape};

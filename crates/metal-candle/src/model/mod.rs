@@ -4,6 +4,7 @@ pub mod arch;
 pub mod config;
 mod decoder;
 mod layers;
+mod named;
 pub mod rope;
 pub mod spec;
 pub(crate) mod walk;

@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use candle_core::DType;
+use serde::Serialize;
 
 use super::Recompute;
 use crate::{
@@ -47,7 +48,7 @@ pub struct Workload<'a> {
 }
 
 /// Bytes at the highest point of a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Forecast {
     /// The frozen weights.
     pub weights: u64,

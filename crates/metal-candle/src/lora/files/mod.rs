@@ -104,7 +104,7 @@ impl Format {
     }
 
     /// Whether nothing in the folder would contradict an adapter in this format.
-    fn check_replaceable(self, folder: &Path) -> Result<(), LoraError> {
+    pub(crate) fn check_replaceable(self, folder: &Path) -> Result<(), LoraError> {
         let other = Self::ALL.into_iter().find(|&format| format != self);
         for name in other.into_iter().map(Self::weights_file).chain(["adapter_model.bin"]) {
             if folder.join(name).exists() {

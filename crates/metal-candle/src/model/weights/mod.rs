@@ -7,6 +7,7 @@
 mod error;
 mod header;
 mod index;
+mod initial;
 mod load;
 mod random;
 mod read;

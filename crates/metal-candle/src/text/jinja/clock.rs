@@ -1,11 +1,16 @@
 //! The local time, for templates that print today's date.
 
-use std::fmt::Write;
+use std::{
+    fmt::{self, Write},
+    str::FromStr,
+};
 
 use chrono::{
     NaiveDate, NaiveDateTime, Timelike,
     format::{Item, StrftimeItems},
 };
+
+const SECONDS: &str = "%Y-%m-%dT%H:%M:%S";
 
 /// A wall-clock time without a zone, as `strftime_now` of a chat template sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +37,22 @@ impl LocalTime {
         let mut text = String::new();
         write!(text, "{}", self.0.format_with_items(items.iter())).ok()?;
         Some(text)
+    }
+}
+
+/// To the second, as in `2026-01-31T23:59:00`.
+impl fmt::Display for LocalTime {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}", self.0.format(SECONDS))
+    }
+}
+
+impl FromStr for LocalTime {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed = NaiveDateTime::parse_from_str(text, SECONDS);
+        parsed.map(Self).map_err(|error| format!("{text} is no time: {error}"))
     }
 }
 

@@ -35,6 +35,8 @@ pub struct Batch {
     pub starts: Vec<u32>,
     /// How many sequences, each one example.
     pub examples: usize,
+    /// The line of each example, from 1.
+    pub lines: Vec<u64>,
     /// How many rows are no padding.
     pub useful: usize,
     /// How many targets are not [`IGNORED`].
@@ -68,20 +70,21 @@ impl Batch {
 /// last target: no row that counts sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Sequence {
+    line: u64,
     tokens: Vec<u32>,
     targets: Vec<u32>,
 }
 
 impl Sequence {
     /// `None` if no token counts.
-    pub(super) fn new(example: Example) -> Option<Self> {
+    pub(super) fn new(example: Example, line: u64) -> Option<Self> {
         let Example { mut tokens, counted } = example;
         // The first token is never counted.
         let rows = counted.iter().rposition(|&counts| counts).filter(|&rows| rows > 0)?;
         let next = tokens[1..=rows].iter().zip(&counted[1..=rows]);
         let targets = next.map(|(&token, &counts)| if counts { token } else { IGNORED }).collect();
         tokens.truncate(rows);
-        Some(Self { tokens, targets })
+        Some(Self { line, tokens, targets })
     }
 
     pub(super) fn rows(&self) -> usize {
@@ -111,6 +114,7 @@ pub(super) fn assemble(bins: &[Vec<usize>], sequences: &[Sequence], place: Place
         targets: Vec::new(),
         starts: vec![0],
         examples: 0,
+        lines: Vec::new(),
         useful: 0,
         counted: 0,
         room: 0,
@@ -128,6 +132,7 @@ pub(super) fn assemble(bins: &[Vec<usize>], sequences: &[Sequence], place: Place
             u32::try_from(batch.tokens.len()).expect("a batch of fewer than 2^32 rows: options are checked");
         batch.starts.push(rows);
         batch.examples += 1;
+        batch.lines.push(sequence.line);
         batch.useful += sequence.rows();
     }
     batch.counted = batch.targets.iter().filter(|&&target| target != IGNORED).count();
@@ -153,29 +158,30 @@ mod tests {
 
     #[test]
     fn a_row_predicts_the_next_token_and_rows_after_the_last_target_are_left_out() {
-        let sequence = Sequence::new(example(&[5, 6, 7, 8, 9], &[6, 8])).unwrap();
-        assert_eq!(sequence, Sequence { tokens: vec![5, 6, 7], targets: vec![6, IGNORED, 8] });
+        let sequence = Sequence::new(example(&[5, 6, 7, 8, 9], &[6, 8]), 4).unwrap();
+        assert_eq!(sequence, Sequence { line: 4, tokens: vec![5, 6, 7], targets: vec![6, IGNORED, 8] });
         for nothing in [example(&[5, 6], &[]), example(&[5], &[]), example(&[], &[])] {
-            assert_eq!(Sequence::new(nothing), None);
+            assert_eq!(Sequence::new(nothing, 1), None);
         }
     }
 
     #[test]
     fn sequences_lie_side_by_side() {
-        let sequences = [(&[5, 6, 7][..], &[7][..]), (&[1, 2], &[2])]
-            .map(|(tokens, counted)| Sequence::new(example(tokens, counted)).unwrap());
+        let sequences = [(&[5, 6, 7][..], &[7][..], 8), (&[1, 2], &[2], 3)]
+            .map(|(tokens, counted, line)| Sequence::new(example(tokens, counted), line).unwrap());
         let batch = assemble(&[vec![1, 0]], &sequences, place(Batching::Packed));
         assert_eq!((&batch.tokens[..], &batch.targets[..]), (&[1, 5, 6][..], &[2, IGNORED, 7][..]));
         assert_eq!((&batch.starts[..], &batch.positions()[..]), (&[0, 1, 3][..], &[0, 0, 1][..]));
         assert_eq!((batch.examples, batch.useful, batch.counted, batch.room), (2, 3, 2, 40));
         assert_eq!((batch.rows(), batch.longest(), batch.epoch), (3, 2, 3));
+        assert_eq!(batch.lines, [3, 8]);
     }
 
     #[test]
     fn padding_reaches_the_next_multiple_of_32_but_not_beyond_the_limit() {
         let sequence = |rows: u32| {
             let tokens: Vec<u32> = (1..=rows + 1).collect();
-            Sequence::new(example(&tokens, &tokens[1..])).unwrap()
+            Sequence::new(example(&tokens, &tokens[1..]), 1).unwrap()
         };
         for (rows, padded) in [(3, 32), (32, 32), (33, 40)] {
             let batch =

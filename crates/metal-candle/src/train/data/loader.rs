@@ -236,7 +236,7 @@ impl Loader {
         let mut sequences = Vec::with_capacity(encoded.len());
         for (&line, example) in chosen.iter().zip(encoded) {
             match example {
-                Ok(example) => sequences.extend(self.fit(example)),
+                Ok(example) => sequences.extend(self.fit(example, self.file.line(line))),
                 // Holds for every line of the kind.
                 Err(error @ Error::Data(DataError::NoTemplate)) => return Err(error),
                 Err(error) => {
@@ -281,7 +281,7 @@ impl Loader {
     }
 
     /// Cuts an example to the limit; `None` if nothing is left to learn. Counts what happened.
-    fn fit(&mut self, mut example: Example) -> Option<Sequence> {
+    fn fit(&mut self, mut example: Example, line: u64) -> Option<Sequence> {
         let tally = &mut self.tally;
         let (tokens, targets) = (example.tokens.len(), example.targets());
         tally.examples += 1;
@@ -298,7 +298,7 @@ impl Loader {
             (_, 0) => tally.cut_away += 1,
             _ => {}
         }
-        Sequence::new(example)
+        Sequence::new(example, line)
     }
 
     /// The whole file has been read, and nothing of it was kept.
