@@ -9,6 +9,9 @@ use std::{
 
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
+/// A target that does not count, as transformers writes it; here it is `u32::MAX`.
+const NOT_COUNTED: i64 = -100;
+
 /// One folder of `golden/models`: a tiny checkpoint and what transformers computes with it.
 #[derive(Debug)]
 pub struct GoldenModel {
@@ -84,6 +87,19 @@ impl Tensors {
         let path = root().join(path);
         let tensors = read(&path);
         Self { path, tensors }
+    }
+
+    /// The names of all tensors.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The token ids of this name; `u32::MAX` for a target that does not count.
+    pub fn ids(&self, name: &str) -> &[u32] {
+        match self.tensors.get(name) {
+            Some(Expected::Ids(ids)) => ids,
+            _ => panic!("{}: no token ids {name}", self.path.display()),
+        }
     }
 
     /// The floats of this name.
@@ -166,9 +182,11 @@ fn expected(name: &str, view: &TensorView<'_>) -> Expected {
         }
         Dtype::I64 => {
             let ids = view.data().as_chunks::<8>().0.iter().map(|&bytes| i64::from_le_bytes(bytes));
-            Expected::Ids(
-                ids.map(|id| u32::try_from(id).unwrap_or_else(|_| panic!("{name}: token {id}"))).collect(),
-            )
+            let id = |id| match id {
+                NOT_COUNTED => u32::MAX,
+                id => u32::try_from(id).unwrap_or_else(|_| panic!("{name}: token {id}")),
+            };
+            Expected::Ids(ids.map(id).collect())
         }
         other => panic!("{name}: golden files hold F32 and I64 only, not {other:?}"),
     }

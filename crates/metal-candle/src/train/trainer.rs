@@ -282,7 +282,8 @@ fn matrices(site: Site, layer: &AdapterLayer) -> Vec<(String, &Tensor, Group)> {
     matrices
 }
 
-/// The names of a layer's A, B and magnitudes among the parameters.
+/// The names of a layer's A, B and magnitudes among the parameters: those of PEFT's files.
 pub(super) fn names(site: Site) -> [String; 3] {
-    ["lora_A", "lora_B", "lora_magnitude"].map(|matrix| format!("{site}.{matrix}"))
+    ["lora_A.weight", "lora_B.weight", "lora_magnitude_vector"]
+        .map(|matrix| format!("base_model.model.{site}.{matrix}"))
 }
