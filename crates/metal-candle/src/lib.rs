@@ -3,6 +3,7 @@
 pub mod cache;
 pub mod data;
 pub mod device;
+mod durable;
 mod error;
 pub mod eval;
 pub mod generate;

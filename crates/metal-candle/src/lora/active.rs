@@ -59,7 +59,7 @@ impl ActiveAdapter {
         let mut layers: BTreeMap<_, AdapterLayer> = BTreeMap::new();
         for (adapter, factor) in adapters {
             adapter.check(model.spec())?;
-            let adapter = adapter.to(model.device(), model.compute_dtype())?;
+            let adapter = adapter.plain()?.to(model.device(), model.compute_dtype())?;
             for (site, layer) in adapter.layers {
                 if layer.magnitude.is_some() {
                     return Err(LoraError::Setting {
@@ -78,7 +78,7 @@ impl ActiveAdapter {
                         scale: 1.0,
                     },
                 };
-                layers.insert(site, AdapterLayer { lora: both, magnitude: None });
+                layers.insert(site, AdapterLayer { lora: both, magnitude: None, minus: None });
             }
         }
         Self::over(&layers, model)
@@ -95,8 +95,11 @@ impl ActiveAdapter {
         for (site, layer) in layers {
             for (part, rows) in site.module.parts(spec, site.layer) {
                 let (first, count) = (rows.start, rows.len());
-                let b = layer.lora.b.narrow(0, first, count)?;
-                let lora = LoraAdapter { a: layer.lora.a.clone(), b, scale: layer.lora.scale };
+                let part_of = |lora: &LoraAdapter, scale| -> Result<LoraAdapter, LoraError> {
+                    Ok(LoraAdapter { a: lora.a.clone(), b: lora.b.narrow(0, first, count)?, scale })
+                };
+                let lora = part_of(&layer.lora, layer.lora.scale)?;
+                let frozen = layer.minus.as_ref().map(|minus| part_of(minus, -minus.scale)).transpose()?;
                 let dora = match &layer.magnitude {
                     None => None,
                     Some(magnitude) => {
@@ -104,7 +107,7 @@ impl ActiveAdapter {
                         Some(ActiveDora { magnitude: magnitude.narrow(0, first, count)?, norm })
                     }
                 };
-                blocks[site.layer].layers.insert(part, ActiveLayer { lora, frozen: None, dora });
+                blocks[site.layer].layers.insert(part, ActiveLayer { lora, frozen, dora });
             }
         }
         Ok(Self { blocks })

@@ -96,7 +96,7 @@ impl Model {
     ) -> Result<Self, ModelError> {
         let spec = arch::read(&Config::load(folder)?, &options.ignore_config_keys)?;
         let mut checkpoint = Checkpoint::open(folder)?;
-        checkpoint.check(&spec.tensors(), |name| without_effect(&spec, name))?;
+        checkpoint.check(&spec.tensors(), |name| is_without_effect(&spec, name))?;
         let weights = checkpoint.load(&options.device, options.dtype, progress)?;
         Self::new(spec, weights, &options.device)
     }
@@ -375,7 +375,7 @@ fn last_is_all(sequence: &SequenceInput<'_>) -> bool {
 }
 
 /// Tensors that some exporters leave in a file and that no forward pass reads.
-fn without_effect(spec: &DecoderSpec, name: &str) -> bool {
+pub(crate) fn is_without_effect(spec: &DecoderSpec, name: &str) -> bool {
     name.ends_with(".rotary_emb.inv_freq")
         || name.ends_with(".attn.masked_bias")
         || (spec.head.tied && name == "lm_head.weight")

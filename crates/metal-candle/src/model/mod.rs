@@ -10,6 +10,7 @@ pub(crate) mod walk;
 pub mod weights;
 
 pub use config::{Config, ConfigError};
+pub(crate) use decoder::is_without_effect;
 pub use decoder::{LoadOptions, LogitsFor, Model, SequenceInput};
 pub use walk::{BatchLoss, Rows};
 

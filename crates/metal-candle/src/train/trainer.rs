@@ -115,7 +115,9 @@ impl Trainer {
             let mut next = || views.next().expect("as many views as matrices");
             let lora = LoraAdapter { a: next(), b: next(), scale: layer.lora.scale };
             let magnitude = layer.magnitude.as_ref().map(|_| next());
-            layers.insert(*site, AdapterLayer { lora, magnitude });
+            let to_model = |lora: &LoraAdapter| lora_to(lora, model.device(), model.compute_dtype());
+            let minus = layer.minus.as_ref().map(to_model).transpose()?;
+            layers.insert(*site, AdapterLayer { lora, magnitude, minus });
         }
         parameters.publish()?;
         let gradients = sums::of_adapter(&layers, &parameters, model.spec())?;
@@ -184,7 +186,10 @@ impl Trainer {
             let [a, b, magnitude] = names(site);
             let lora = LoraAdapter { a: copy(a)?, b: copy(b)?, scale: layer.lora.scale };
             let magnitude = layer.magnitude.as_ref().map(|_| copy(magnitude)).transpose()?;
-            copied.insert(site, AdapterLayer { lora, magnitude });
+            // As it was subtracted: in the type that the model computes in.
+            let to_host = |lora: &LoraAdapter| lora_to(lora, &Device::Cpu, DType::F32);
+            let minus = layer.minus.as_ref().map(to_host).transpose()?;
+            copied.insert(site, AdapterLayer { lora, magnitude, minus });
         }
         Ok(Some(Adapter { config: config.clone(), layers: copied }))
     }
@@ -280,6 +285,12 @@ fn matrices(site: Site, layer: &AdapterLayer) -> Vec<(String, &Tensor, Group)> {
     let mut matrices = vec![(a, &layer.lora.a, Group::Decayed), (b, &layer.lora.b, Group::LoraB)];
     matrices.extend(layer.magnitude.as_ref().map(|tensor| (magnitude, tensor, Group::Decayed)));
     matrices
+}
+
+/// The same matrices elsewhere, in another type.
+fn lora_to(lora: &LoraAdapter, device: &Device, dtype: DType) -> candle_core::Result<LoraAdapter> {
+    let to = |tensor: &Tensor| tensor.to_device(device)?.to_dtype(dtype)?.contiguous();
+    Ok(LoraAdapter { a: to(&lora.a)?, b: to(&lora.b)?, scale: lora.scale })
 }
 
 /// The names of a layer's A, B and magnitudes among the parameters: those of PEFT's files.

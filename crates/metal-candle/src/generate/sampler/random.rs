@@ -15,13 +15,13 @@ pub struct RandomState {
 
 /// A generator that only its own sequence draws from, so that batch mates change nothing.
 #[derive(Clone, Debug)]
-pub(super) struct SequenceRandom {
+pub(crate) struct SequenceRandom {
     generator: Pcg64Mcg,
     state: RandomState,
 }
 
 impl SequenceRandom {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         let mut mixer = seed;
         let high = u128::from(split_mix(&mut mixer)) << 64;
         let generator = Pcg64Mcg::new(high | u128::from(split_mix(&mut mixer)));
@@ -40,7 +40,7 @@ impl SequenceRandom {
     }
 
     /// A number in `0..1`, a multiple of 2^-53.
-    pub(super) fn uniform(&mut self) -> f64 {
+    pub(crate) fn uniform(&mut self) -> f64 {
         self.state.draws += 1;
         (self.generator.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
     }
