@@ -2,8 +2,7 @@
 
 use crate::{
     data::DataError, generate::GenerateError, hub::HubError, lora::LoraError, model::ModelError,
-    text::TextError,
-    train::TrainError,
+    text::TextError, train::TrainError,
 };
 
 /// What can go wrong, by the room it went wrong in.
