@@ -5,8 +5,12 @@ use std::io::BufRead;
 use crate::{
     LanguageModel, Result,
     cache::KvCache,
+<<<<<<< HEAD
     data::{DataError, Example, records},
     lora::ActiveAdapter,
+=======
+    data::{DataError, Encoder, EncoderOptions, Example, records},
+>>>>>>> data
     model::{LogitsFor, SequenceInput},
 };
 
@@ -41,15 +45,23 @@ pub fn evaluate(
 ) -> Result<Report> {
     let context = language_model.model().spec().max_positions;
     let limit = max_tokens.map_or(context, |most| most.min(context));
+<<<<<<< HEAD
     let mut sum = Sum { language_model, adapter, loss: 0.0, tokens: 0 };
+=======
+    let mut sum = Sum { language_model, loss: 0.0, tokens: 0 };
+    let encoder =
+        Encoder::of(language_model, EncoderOptions { append_end: false, ..EncoderOptions::default() });
+>>>>>>> data
     let (mut examples, mut truncated) = (0, 0);
     let mut batch: Vec<Example> = Vec::new();
     for record in records(path, reader) {
         let (line, record) = record?;
-        let mut example = Example::new(&record, language_model)?;
+        let mut example = encoder.encode(&record)?;
         truncated += usize::from(example.truncate(limit));
         if example.tokens.is_empty() {
-            return Err(DataError::Line { line, reason: "has no tokens".to_owned() }.into());
+            return Err(
+                DataError::Line { path: path.to_owned(), line, reason: "has no tokens".to_owned() }.into()
+            );
         }
         examples += 1;
         batch.push(example);

@@ -11,6 +11,7 @@ pub mod hub;
 pub mod language_model;
 pub mod lora;
 pub mod model;
+mod random;
 pub mod text;
 pub mod train;
 

@@ -1,5 +1,6 @@
 //! Training: batches to gradients, gradients to better parameters.
 
+pub mod data;
 mod optimizer;
 mod parameters;
 mod sums;
