@@ -22,8 +22,12 @@ pub enum Gate {
     CrossEntropy,
     /// Its gradients.
     CrossEntropyBackward,
+    /// A sum in place.
+    Accumulate,
     /// A change of type, and its gradient.
     Cast,
+    /// Dropout, and its gradient.
+    Dropout,
     /// Rows of an embedding, and the gradient of its table.
     Embedding,
     /// A matrix product.
@@ -98,8 +102,12 @@ const TABLE: &[(Gate, [f32; 3])] = &[
     (Gate::CrossEntropy, [1e-5, 2e-3, 1.6e-2]),
     // As above, and the logits' gradients are rounded to the storage type before the second product.
     (Gate::CrossEntropyBackward, [2e-5, 4e-3, 3e-2]),
+    // One sum in f32 of what every type holds exactly.
+    (Gate::Accumulate, [1e-7, 1e-7, 1e-7]),
     // One product, rounded to the narrowest type of the test whatever the type of the input.
     (Gate::Cast, [8e-3, 8e-3, 8e-3]),
+    // One product, rounded once.
+    (Gate::Dropout, [2e-7, 1e-3, 8e-3]),
     // One product; a row's gradient is a sum over its uses, in f32.
     (Gate::Embedding, [1e-6, 1e-3, 8e-3]),
     // Up to a few thousand terms in another order; the result is rounded once to the storage type.
