@@ -14,6 +14,7 @@ pub mod cast;
 pub mod cross_entropy;
 pub mod cuda_libraries;
 mod device;
+pub mod device_memory;
 pub mod dropout;
 pub mod embedding;
 mod fresh;

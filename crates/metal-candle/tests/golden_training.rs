@@ -10,7 +10,7 @@ use metal_candle::{
     model::{Config, LoadOptions, Model, arch, weights::Checkpoint},
     train::{OptimizerConfig, Recompute, Rows, Trainer, TrainerOptions, Update},
 };
-use metal_candle_kernels::lora::LoraAdapter;
+use metal_candle_kernels::{cross_entropy::IGNORED, lora::LoraAdapter};
 use metal_candle_testkit::{
     golden::{self, Floats, Tensors},
     tolerance::{Gate, Precision, assert_close, tolerance},
@@ -31,7 +31,8 @@ impl Batch {
         let mut batch = Self { tokens: Vec::new(), targets: Vec::new(), starts: vec![0] };
         for index in 0..3 {
             batch.tokens.extend(expected.ids(&format!("ids_{index}")));
-            batch.targets.extend(expected.ids(&format!("targets_{index}")));
+            let targets = expected.integers(&format!("targets_{index}"));
+            batch.targets.extend(targets.iter().map(|&target| u32::try_from(target).unwrap_or(IGNORED)));
             batch.starts.push(batch.tokens.len() as u32);
         }
         batch
@@ -191,7 +192,7 @@ fn adapter(folder: &str) -> Adapter {
         let (a, b) = (tensor("lora_A.weight"), tensor("lora_B.weight"));
         let magnitude = (lora_config.method == Method::Dora).then(|| tensor("lora_magnitude_vector"));
         let lora = LoraAdapter { a, b, scale: lora_config.scale_at(site) };
-        layers.insert(site, AdapterLayer { lora, magnitude });
+        layers.insert(site, AdapterLayer { lora, magnitude, minus: None });
     }
     Adapter { config: lora_config, layers }
 }

@@ -1,18 +1,21 @@
-//! Sums of gradients: what is added may be in half precision, the sum is always in f32.
+//! Sums of gradients, in place.
 
 mod cpu;
 mod gpu;
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use crate::device::runs_kernels;
+use crate::device::{narrow_on_cpu, runs_kernels};
 
-/// `into += x` for `into` in f32 and `x` of its shape in f32, f16 or bf16. `into` is changed for everybody who holds it,
-/// and must not share its memory with `x`.
+/// `into += x`, both of one shape: `into` in f32 and `x` in f32, f16 or bf16, or both in the same type. `into` is changed
+/// for everybody who holds it, and must not share its memory with `x`.
 pub fn accumulate(into: &Tensor, x: &Tensor) -> Result<()> {
-    if into.dtype() != DType::F32 || into.dims() != x.dims() {
+    let fits = into.dtype() == DType::F32 || into.dtype() == x.dtype();
+    if !fits || into.dims() != x.dims() {
         let (sum, x) = ((into.dims(), into.dtype()), (x.dims(), x.dtype()));
-        bail!("accumulate: `into` is {sum:?} and `x` {x:?}, expected f32 and the same shape");
+        bail!(
+            "accumulate: `into` is {sum:?} and `x` {x:?}, expected f32, or the type of `x`, and the same shape"
+        );
     }
     if !matches!(x.dtype(), DType::F32 | DType::F16 | DType::BF16) {
         bail!("accumulate: `x` is {:?}, expected f32, f16 or bf16", x.dtype());
@@ -24,7 +27,15 @@ pub fn accumulate(into: &Tensor, x: &Tensor) -> Result<()> {
         return Ok(());
     }
     let x = x.detach().contiguous()?;
-    if runs_kernels(into.device()) { gpu::accumulate(into, &x) } else { cpu::accumulate(into, &x) }
+    if runs_kernels(into.device()) {
+        return gpu::accumulate(into, &x);
+    }
+    if narrow_on_cpu(into) {
+        let sum = into.to_dtype(DType::F32)?;
+        cpu::accumulate(&sum, &x)?;
+        return into.slice_set(&sum.to_dtype(into.dtype())?, 0, 0);
+    }
+    cpu::accumulate(into, &x)
 }
 
 #[cfg(test)]

@@ -181,7 +181,7 @@ impl Trainer {
         for (&site, layer) in layers {
             let copy = |name: String| {
                 let value = self.parameters.value(self.parameters.index(&name)?)?;
-                Ok::<_, TrainError>(value.to_device(&Device::Cpu)?.copy()?)
+                Ok::<_, TrainError>(value.force_contiguous()?.to_device(&Device::Cpu)?)
             };
             let [a, b, magnitude] = names(site);
             let lora = LoraAdapter { a: copy(a)?, b: copy(b)?, scale: layer.lora.scale };
@@ -237,7 +237,7 @@ impl Trainer {
 
     /// The gradient of a parameter as it has been summed since the last update.
     pub fn gradient(&self, name: &str) -> Result<Tensor, TrainError> {
-        Ok(self.parameters.gradient_of(self.parameters.index(name)?)?.copy()?)
+        Ok(self.parameters.gradient_of(self.parameters.index(name)?)?.force_contiguous()?)
     }
 
     fn walk(&self, draw: Option<u64>) -> Walk<'_> {
