@@ -39,6 +39,8 @@ pub struct Tensors {
 enum Expected {
     Floats(Floats),
     Ids(Vec<u32>),
+    /// Integers of which some are negative, as targets that do not count are.
+    Signed(Vec<i64>),
 }
 
 /// All golden models, sorted by name.
@@ -90,12 +92,38 @@ impl Tensors {
     pub fn floats(&self, name: &str) -> &Floats {
         match self.tensors.get(name) {
             Some(Expected::Floats(floats)) => floats,
-            Some(Expected::Ids(_)) => panic!("{}: {name} holds integers", self.path.display()),
-            None => {
-                let names: Vec<&str> = self.tensors.keys().map(String::as_str).collect();
-                panic!("{}: no tensor {name}, there are {}", self.path.display(), names.join(", "))
-            }
+            Some(_) => panic!("{}: {name} holds integers", self.path.display()),
+            None => self.no_such(name),
         }
+    }
+
+    /// The token ids of this name.
+    pub fn ids(&self, name: &str) -> &[u32] {
+        match self.tensors.get(name) {
+            Some(Expected::Ids(ids)) => ids,
+            Some(_) => panic!("{}: {name} does not hold token ids", self.path.display()),
+            None => self.no_such(name),
+        }
+    }
+
+    /// The integers of this name.
+    pub fn integers(&self, name: &str) -> Vec<i64> {
+        match self.tensors.get(name) {
+            Some(Expected::Ids(ids)) => ids.iter().copied().map(i64::from).collect(),
+            Some(Expected::Signed(values)) => values.clone(),
+            Some(Expected::Floats(_)) => panic!("{}: {name} holds floats", self.path.display()),
+            None => self.no_such(name),
+        }
+    }
+
+    /// All names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    fn no_such(&self, name: &str) -> ! {
+        let names: Vec<&str> = self.names().collect();
+        panic!("{}: no tensor {name}, there are {}", self.path.display(), names.join(", "))
     }
 }
 
@@ -104,7 +132,7 @@ impl GoldenModel {
     pub fn floats(&self, name: &str) -> &Floats {
         match self.tensor(name) {
             Expected::Floats(floats) => floats,
-            Expected::Ids(_) => panic!("{}: {name} holds token ids", self.name),
+            _ => panic!("{}: {name} holds integers", self.name),
         }
     }
 
@@ -112,7 +140,7 @@ impl GoldenModel {
     pub fn ids(&self, name: &str) -> &[u32] {
         match self.tensor(name) {
             Expected::Ids(ids) => ids,
-            Expected::Floats(_) => panic!("{}: {name} holds floats", self.name),
+            _ => panic!("{}: {name} does not hold token ids", self.name),
         }
     }
 
@@ -165,10 +193,10 @@ fn expected(name: &str, view: &TensorView<'_>) -> Expected {
             Expected::Floats(Floats { shape: view.shape().to_vec(), values })
         }
         Dtype::I64 => {
-            let ids = view.data().as_chunks::<8>().0.iter().map(|&bytes| i64::from_le_bytes(bytes));
-            Expected::Ids(
-                ids.map(|id| u32::try_from(id).unwrap_or_else(|_| panic!("{name}: token {id}"))).collect(),
-            )
+            let values: Vec<i64> =
+                view.data().as_chunks::<8>().0.iter().map(|&bytes| i64::from_le_bytes(bytes)).collect();
+            let ids: Result<Vec<u32>, _> = values.iter().map(|&value| u32::try_from(value)).collect();
+            ids.map_or(Expected::Signed(values), Expected::Ids)
         }
         other => panic!("{name}: golden files hold F32 and I64 only, not {other:?}"),
     }

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::{
     args::{ComputeArgs, SourceArgs},
+    bench_train::{self, TrainBenchArgs},
     console::{Console, human_bytes},
     doctor,
     generate::{dtype_name, peak_megabytes},
@@ -30,6 +31,7 @@ Examples:
   metal-candle bench --shape qwen2.5-0.5b                random weights, nothing to download
   metal-candle bench --shape llama-3.2-1b --dtype bf16 --threads 4 --json
   metal-candle bench -m ./model --prompt 1024 --tokens 64 --context 4096
+  metal-candle bench --shape qwen2.5-0.5b --train --seq 512 --batch 1     a LoRA step instead
   metal-candle bench --shape qwen2.5-0.5b --bandwidth    the share of the memory's speed reached";
 
 /// Rows of one forward pass; longer prompts take several.
@@ -77,6 +79,9 @@ pub(crate) struct BenchArgs {
     #[arg(long)]
     bandwidth: bool,
 
+    #[command(flatten)]
+    train: TrainBenchArgs,
+
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -85,13 +90,17 @@ pub(crate) struct BenchArgs {
     compute: ComputeArgs,
 }
 
-fn positive(text: &str) -> Result<usize, String> {
+pub(crate) fn positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&number| number > 0).ok_or_else(|| "use a whole number, 1 or more".to_owned())
 }
 
 pub(crate) fn run(args: &BenchArgs, console: &Console) -> Result<()> {
     let device = model::open_device(&args.compute, console)?;
     let (model, load) = subject(args, device, console)?;
+    if args.train.train {
+        let name = args.shape.as_deref().or(args.model.as_deref()).unwrap_or_default();
+        return bench_train::run(&args.train, name, model, args.repetitions, args.json, console);
+    }
     let longest = args.prompt.max(args.context + args.tokens.max(WARM_UP_TOKENS) + 1);
     if longest > model.spec().max_positions {
         bail!(
@@ -323,14 +332,14 @@ fn embedding_only(spec: &DecoderSpec) -> u64 {
 
 /// The middle of some numbers, and their ends.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Spread {
-    median: f64,
-    min: f64,
-    max: f64,
+pub(crate) struct Spread {
+    pub(crate) median: f64,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
 }
 
 impl Spread {
-    fn of(runs: &[f64]) -> Self {
+    pub(crate) fn of(runs: &[f64]) -> Self {
         let mut sorted = runs.to_vec();
         sorted.sort_by(f64::total_cmp);
         let last = sorted.len() - 1;

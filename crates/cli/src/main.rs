@@ -4,6 +4,7 @@ mod adapter;
 mod adapters;
 mod args;
 mod bench;
+mod bench_train;
 mod chat;
 mod console;
 mod conversation;

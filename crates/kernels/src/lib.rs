@@ -8,11 +8,14 @@
 //! Activations have the *compute dtype*: `f32` on the CPU, the weights' dtype elsewhere. Weights keep the
 //! dtype of their file (`f32`, `bf16`, `f16`) and are widened in registers, never copied as a whole.
 
+pub mod accumulate;
 pub mod attention;
 pub mod cast;
 pub mod cross_entropy;
 pub mod cuda_libraries;
 mod device;
+pub mod device_memory;
+pub mod dropout;
 pub mod embedding;
 mod fresh;
 pub mod gated;

@@ -4,8 +4,9 @@ use std::{fmt, str::FromStr};
 
 use candle_core::utils::{cuda_is_available, metal_is_available};
 pub use candle_core::{DType, Device};
+pub use metal_candle_kernels::device_memory::DeviceMemory;
 pub use metal_candle_kernels::memory::{BandwidthProbe, peak_resident_bytes, physical_bytes};
-use metal_candle_kernels::{cuda_libraries, pool, simd};
+use metal_candle_kernels::{cuda_libraries, device_memory, pool, simd};
 
 /// The exact version of candle underneath.
 pub const CANDLE_VERSION: &str = "0.11.1";
@@ -102,7 +103,8 @@ impl DeviceChoice {
         if !self.is_compiled_in() {
             return Err(DeviceError::NotCompiledIn { device: self, feature });
         }
-        open().map_err(|error| DeviceError::Unavailable { device: self, reason: error.to_string() })
+        let prepared = open().and_then(|device| device_memory::prepare(&device).map(|()| device));
+        prepared.map_err(|error| DeviceError::Unavailable { device: self, reason: error.to_string() })
     }
 }
 
@@ -154,6 +156,11 @@ pub fn available_bytes() -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kibibytes * 1024)
+}
+
+/// What memory an accelerator has and has used; none for the CPU.
+pub fn memory(device: &Device) -> candle_core::Result<Option<DeviceMemory>> {
+    device_memory::device_memory(device)
 }
 
 /// How many threads the CPU kernels use.

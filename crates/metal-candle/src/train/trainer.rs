@@ -181,7 +181,7 @@ impl Trainer {
         for (&site, layer) in layers {
             let copy = |name: String| {
                 let value = self.parameters.value(self.parameters.index(&name)?)?;
-                Ok::<_, TrainError>(value.to_device(&Device::Cpu)?.copy()?)
+                Ok::<_, TrainError>(value.force_contiguous()?.to_device(&Device::Cpu)?)
             };
             let [a, b, magnitude] = names(site);
             let lora = LoraAdapter { a: copy(a)?, b: copy(b)?, scale: layer.lora.scale };
@@ -237,7 +237,7 @@ impl Trainer {
 
     /// The gradient of a parameter as it has been summed since the last update.
     pub fn gradient(&self, name: &str) -> Result<Tensor, TrainError> {
-        Ok(self.parameters.gradient_of(self.parameters.index(name)?)?.copy()?)
+        Ok(self.parameters.gradient_of(self.parameters.index(name)?)?.force_contiguous()?)
     }
 
     fn walk(&self, draw: Option<u64>) -> Walk<'_> {
@@ -293,7 +293,8 @@ fn lora_to(lora: &LoraAdapter, device: &Device, dtype: DType) -> candle_core::Re
     Ok(LoraAdapter { a: to(&lora.a)?, b: to(&lora.b)?, scale: lora.scale })
 }
 
-/// The names of a layer's A, B and magnitudes among the parameters.
+/// The names of a layer's A, B and magnitudes among the parameters: those of PEFT's files.
 pub(super) fn names(site: Site) -> [String; 3] {
-    ["lora_A", "lora_B", "lora_magnitude"].map(|matrix| format!("{site}.{matrix}"))
+    ["lora_A.weight", "lora_B.weight", "lora_magnitude_vector"]
+        .map(|matrix| format!("base_model.model.{site}.{matrix}"))
 }

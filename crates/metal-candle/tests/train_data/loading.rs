@@ -144,7 +144,7 @@ proptest! {
     }
 }
 
-fn first_tokens(batches: &[Batch]) -> Vec<Vec<u32>> {
+fn all_examples(batches: &[Batch]) -> Vec<Vec<u32>> {
     batches.iter().flat_map(examples).collect()
 }
 
@@ -157,7 +157,7 @@ fn the_seed_and_the_epoch_decide_the_order() {
         let options = LoaderOptions { max_seq_length: LIMIT, seed, shuffle, ..LoaderOptions::default() };
         let batches: Vec<Batch> = loader(&file, options).epochs(2).map(Result::unwrap).collect();
         assert_eq!(batches.len(), 26);
-        [first_tokens(&batches[..13]), first_tokens(&batches[13..])]
+        [all_examples(&batches[..13]), all_examples(&batches[13..])]
     };
     let [first, second] = epochs(7, true);
     assert_eq!([first.clone(), second.clone()], epochs(7, true));

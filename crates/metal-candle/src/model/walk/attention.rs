@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor};
 use metal_candle_kernels::{
+    accumulate::accumulate,
     attention::{AttentionParams, packed_attention_backward, packed_attention_forward},
     linear::{linear, linear_many},
     rms_norm::{RmsNorm, rms_norm_backward},
@@ -11,7 +12,6 @@ use metal_candle_kernels::{
 use super::{
     BlockGradients, Shared, add_norm_gradient,
     part::{PartOf, SavedPart},
-    shim::accumulate,
 };
 use crate::{
     lora::{BlockAdapter, Part},

@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor};
 use metal_candle_kernels::{
+    accumulate::accumulate,
     gated::{gated, gated_backward},
     linear::{linear, linear_many},
 };
@@ -9,7 +10,6 @@ use metal_candle_kernels::{
 use super::{
     Shared,
     part::{PartGradients, PartOf, SavedPart},
-    shim::accumulate,
 };
 use crate::{
     lora::{BlockAdapter, Part},

@@ -9,10 +9,10 @@ mod attention;
 mod mlp;
 mod part;
 mod positions;
-mod shim;
 
 use candle_core::Tensor;
 use metal_candle_kernels::{
+    accumulate::accumulate,
     attention::{AttentionParams, PackedAttention},
     cross_entropy::{HeadWeight, LossParams, lm_head_loss, lm_head_loss_and_gradients},
     embedding::{embedding, embedding_backward},
@@ -23,7 +23,6 @@ use metal_candle_kernels::{
 use self::{attention::SavedAttention, mlp::SavedMlp};
 use super::{Model, ModelError, decoder::Block};
 use crate::lora::{ActiveAdapter, BlockAdapter, Part};
-use shim::accumulate;
 
 pub(crate) use self::{
     part::{Dropout, LoraSums, PartGradients, PartSums},

@@ -4,16 +4,15 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Result, Tensor};
 use metal_candle_kernels::{
+    accumulate::accumulate,
+    dropout::{self, dropout},
     linear::{Projection, linear_backward, linear_bias_backward, linear_weight_backward},
     lora::{
         LoraAdapter, LoraGradients, LoraSegment, lora_backward, lora_down, lora_in_place, lora_up_in_place,
     },
 };
 
-use super::{
-    Shared,
-    shim::{accumulate, dropout},
-};
+use super::Shared;
 use crate::lora::{ActiveLayer, BlockAdapter, Part};
 
 /// Where the gradients of a block's products are added.
@@ -175,7 +174,7 @@ impl<'a> PartOf<'a> {
         let parts = Part::ALL.len() as u64;
         let layers = shared.model.blocks.len() as u64;
         let stream = (draw * layers + self.layer as u64) * parts + self.part as u64;
-        dropout(x, probability, seed, stream << 32)
+        dropout(x, &dropout::Dropout { probability, seed, first: stream << 32 })
     }
 }
 

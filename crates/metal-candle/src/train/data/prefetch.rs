@@ -14,7 +14,7 @@ use crate::{Result, data::DataError};
 #[derive(Debug)]
 pub struct Prefetch {
     receiver: Option<Receiver<(Result<Batch>, Tally)>>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<Tally>>,
     tally: Tally,
 }
 
@@ -33,21 +33,23 @@ impl Prefetch {
                     break;
                 }
             }
+            loader.tally().clone()
         };
         let thread = thread::Builder::new().name("training-data".to_owned()).spawn(work);
         let thread = thread.map_err(|source| DataError::Read { path, source })?;
         Ok(Self { receiver: Some(receiver), thread: Some(thread), tally: Tally::default() })
     }
 
-    /// What had been met when the last batch was made.
+    /// What had been met when the last batch was made; after the end, all.
     pub fn tally(&self) -> &Tally {
         &self.tally
     }
 
-    fn stop(&mut self) -> thread::Result<()> {
+    /// The loader's tally, the first time.
+    fn stop(&mut self) -> Option<thread::Result<Tally>> {
         // Without a receiver the thread's next batch is its last.
         self.receiver = None;
-        self.thread.take().map_or(Ok(()), JoinHandle::join)
+        self.thread.take().map(JoinHandle::join)
     }
 }
 
@@ -62,9 +64,8 @@ impl Iterator for Prefetch {
                 Some(batch)
             }
             Err(_) => {
-                if let Err(panic) = self.stop() {
-                    resume_unwind(panic);
-                }
+                // What was left out after the last batch counts, too.
+                self.tally = self.stop()?.unwrap_or_else(|panic| resume_unwind(panic));
                 None
             }
         }

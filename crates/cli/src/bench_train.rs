@@ -1,0 +1,209 @@
+//! `metal-candle bench --train`: the speed and the memory of a LoRA training step.
+
+use std::{sync::Arc, time::Instant};
+
+use anyhow::{Result, bail};
+use clap::Args;
+use metal_candle::{
+    device,
+    lora::{Adapter, LoraConfig, Scaling},
+    model::{Model, Rows},
+    train::{Recompute, Trainer, TrainerOptions, Update},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    bench::{Spread, positive},
+    console::Console,
+    generate::{dtype_name, peak_megabytes},
+};
+
+/// What `--train` measures.
+#[derive(Debug, Args)]
+pub(crate) struct TrainBenchArgs {
+    /// Measure training steps of a LoRA adapter instead: forward, loss, backward, AdamW
+    #[arg(long)]
+    pub(crate) train: bool,
+
+    /// Tokens of each sequence
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = positive, requires = "train")]
+    seq: usize,
+
+    /// Sequences of a step
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive, requires = "train")]
+    batch: usize,
+
+    /// Rank of the adapter; its alpha is twice that
+    #[arg(long, value_name = "R", default_value_t = 8, value_parser = positive, requires = "train")]
+    rank: usize,
+
+    /// Modules that get an adapter
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        default_value = "q_proj,v_proj",
+        requires = "train"
+    )]
+    targets: Vec<String>,
+
+    /// Blocks that keep only their input and run again on the way back: none, all, or how many
+    #[arg(long, value_name = "N|none|all", default_value = "none", value_parser = recompute, requires = "train")]
+    recompute: Recompute,
+
+    /// The most tokens whose logits a GPU holds at once
+    #[arg(long, value_name = "N", value_parser = positive, requires = "train")]
+    chunk_tokens: Option<usize>,
+}
+
+fn recompute(text: &str) -> Result<Recompute, String> {
+    match text {
+        "none" => Ok(Recompute::None),
+        "all" => Ok(Recompute::All),
+        count => count.parse().map(Recompute::Blocks).map_err(|_| "use none, all or a number".to_owned()),
+    }
+}
+
+/// Steps before the first one that counts.
+const WARM_UP_STEPS: u32 = 2;
+
+pub(crate) fn run(
+    args: &TrainBenchArgs,
+    name: &str,
+    model: Model,
+    repetitions: usize,
+    as_json: bool,
+    console: &Console,
+) -> Result<()> {
+    let limit = model.spec().max_positions;
+    if args.seq > limit {
+        bail!("{} positions exceed the model's context of {limit}; use a smaller --seq", args.seq);
+    }
+    let model = Arc::new(model);
+    let config = LoraConfig {
+        rank: args.rank,
+        scaling: Scaling::Alpha(2.0 * args.rank as f32),
+        targets: args.targets.clone(),
+        ..LoraConfig::default()
+    };
+    let adapter = Adapter::initial(&config, &model, 1)?;
+    let trainable = adapter.parameters();
+    let options = TrainerOptions {
+        recompute: args.recompute,
+        chunk_tokens: args.chunk_tokens,
+        ..TrainerOptions::default()
+    };
+    let mut trainer = Trainer::lora(Arc::clone(&model), &adapter, options)?;
+    let batch = Batch::random(args, model.spec().vocab_size as u64);
+    let bar = console.count_bar("training", u64::from(WARM_UP_STEPS) + repetitions as u64);
+    let mut seconds = Vec::with_capacity(repetitions);
+    let mut losses = Vec::with_capacity(repetitions);
+    for number in 1..=WARM_UP_STEPS + repetitions as u32 {
+        let start = Instant::now();
+        let loss = trainer.accumulate(&batch.rows(), u64::from(number))?;
+        let update = Update { number, learning_rate: 1e-4, targets: loss.targets };
+        let updated = trainer.update(&update)?;
+        if !updated.gradient_norm.is_finite() {
+            bail!("the gradient of step {number} is not finite");
+        }
+        if number > WARM_UP_STEPS {
+            seconds.push(start.elapsed().as_secs_f64());
+            losses.push(loss.sum / loss.targets as f64);
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let found = Found { args, name, model: &model, trainable, seconds, losses, peak: peak_megabytes() };
+    if as_json { console.print_json(&found.json()?) } else { console.print(&found.text()?) }
+}
+
+/// Random tokens, the same every time; each predicts the next of its sequence.
+struct Batch {
+    tokens: Vec<u32>,
+    targets: Vec<u32>,
+    starts: Vec<u32>,
+}
+
+impl Batch {
+    fn random(args: &TrainBenchArgs, vocabulary: u64) -> Self {
+        let count = (args.seq * args.batch) as u64;
+        let token = |index: u64| ((index.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) % vocabulary) as u32;
+        Self {
+            tokens: (0..count).map(token).collect(),
+            targets: (1..=count).map(token).collect(),
+            starts: (0..=args.batch).map(|sequence| (sequence * args.seq) as u32).collect(),
+        }
+    }
+
+    fn rows(&self) -> Rows<'_> {
+        Rows { tokens: &self.tokens, targets: &self.targets, starts: &self.starts }
+    }
+}
+
+struct Found<'a> {
+    args: &'a TrainBenchArgs,
+    name: &'a str,
+    model: &'a Model,
+    trainable: u64,
+    seconds: Vec<f64>,
+    losses: Vec<f64>,
+    peak: Option<f64>,
+}
+
+impl Found<'_> {
+    fn tokens(&self) -> f64 {
+        (self.args.seq * self.args.batch) as f64
+    }
+
+    fn json(&self) -> Result<Value> {
+        let Spread { median, min, max } = Spread::of(&self.seconds);
+        Ok(json!({
+            "model": self.name,
+            "dtype": dtype_name(self.model.dtype()),
+            "device": device::kind(self.model.device()),
+            "threads": device::threads(),
+            "simd": device::simd_level().name(),
+            "train": {
+                "tok_s": self.tokens() / median, "ms": 1e3 * median, "min_ms": 1e3 * min, "max_ms": 1e3 * max,
+                "seq": self.args.seq, "batch": self.args.batch, "rank": self.args.rank,
+                "targets": self.args.targets, "trainable": self.trainable,
+                "first_loss": self.losses.first(), "last_loss": self.losses.last(),
+            },
+            "repetitions": self.seconds.len(),
+            "peak_rss_mb": self.peak,
+            "device_memory_mb": device::memory(self.model.device())?.map(|memory| memory.peak as f64 / 1e6),
+        }))
+    }
+
+    fn text(&self) -> Result<String> {
+        let Spread { median, min, max } = Spread::of(&self.seconds);
+        let mut text = format!(
+            "{}, {}, {}, {} threads, {}\n\nLoRA step, {} x {} tokens, rank {} on {} ({} trained)\n\
+             {:.1} tok/s   {:.1} ms ({:.1} to {:.1})   loss {:.4} to {:.4}\n",
+            self.name,
+            dtype_name(self.model.dtype()),
+            device::kind(self.model.device()),
+            device::threads(),
+            device::simd_level(),
+            self.args.batch,
+            self.args.seq,
+            self.args.rank,
+            self.args.targets.join(", "),
+            self.trainable,
+            self.tokens() / median,
+            1e3 * median,
+            1e3 * min,
+            1e3 * max,
+            self.losses.first().copied().unwrap_or(f64::NAN),
+            self.losses.last().copied().unwrap_or(f64::NAN),
+        );
+        if let Some(peak) = self.peak {
+            text += &format!("peak memory {peak:.0} MB");
+        }
+        if let Some(memory) = device::memory(self.model.device())? {
+            text += &format!(", on the device {:.0} MB", memory.peak as f64 / 1e6);
+        }
+        text.push('\n');
+        Ok(text)
+    }
+}
