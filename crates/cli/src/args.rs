@@ -3,7 +3,7 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use metal_candle::device::{DType, DeviceChoice};
 
-use crate::{bench, chat, doctor, eval, generate, prompt};
+use crate::{adapter, bench, chat, doctor, eval, generate, prompt};
 
 const EXAMPLES: &str = "\
 First steps:
@@ -43,6 +43,9 @@ pub(crate) enum Command {
     /// Measure loss and perplexity on a data file
     #[command(after_help = eval::EXAMPLES)]
     Eval(eval::EvalArgs),
+    /// Look at adapters, convert them, merge them into a model
+    #[command(after_help = adapter::EXAMPLES)]
+    Adapter(adapter::AdapterCommand),
     /// Measure the speed of prefill and decode
     #[command(after_help = bench::EXAMPLES)]
     Bench(bench::BenchArgs),

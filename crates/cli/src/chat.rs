@@ -15,10 +15,12 @@ use metal_candle::{
     generate::{
         Engine, EngineOptions, FinishReason, GenerateError, Generation, Request, sampler::SamplingParams,
     },
+    lora::ActiveAdapter,
 };
 use serde_json::{Value, json};
 
 use crate::{
+    adapters::AdapterArgs,
     args::{ComputeArgs, SourceArgs},
     console::{Console, Look},
     conversation::{message, to_prompt},
@@ -33,6 +35,7 @@ prompt, it ends the program.
 
 Examples:
   metal-candle chat -m Qwen/Qwen2.5-0.5B-Instruct
+  metal-candle chat -m ./model --adapter ./adapter
   metal-candle chat -m ./model --system 'You are a patient teacher.' --temp 0.7
   printf 'Hello\\n/save talk.jsonl\\n' | metal-candle chat -m ./model --quiet";
 
@@ -63,6 +66,9 @@ pub(crate) struct ChatArgs {
     stop: Vec<String>,
 
     #[command(flatten)]
+    adapters: AdapterArgs,
+
+    #[command(flatten)]
     sampling: SamplingArgs,
 
     #[command(flatten)]
@@ -70,6 +76,7 @@ pub(crate) struct ChatArgs {
 }
 
 pub(crate) fn run(args: &ChatArgs, console: &Console) -> Result<()> {
+    args.adapters.check()?;
     let (model, _) = model::load(&args.source, &args.compute, console)?;
     if model.chat_template().is_none() {
         return Err(anyhow!(
@@ -78,7 +85,8 @@ pub(crate) fn run(args: &ChatArgs, console: &Console) -> Result<()> {
             args.source.model
         ));
     }
-    let mut chat = Chat::new(args, model, console);
+    let adapter = args.adapters.load(model.model(), console)?;
+    let mut chat = Chat::new(args, model, adapter, console);
     console.note("ready; /help lists the commands");
     let terminal = io::stdin().is_terminal();
     let mut lines = io::stdin().lock().lines();
@@ -151,13 +159,19 @@ struct Chat<'a> {
     sampling: SamplingParams,
     max_tokens: Option<usize>,
     stop: &'a [String],
+    adapter: Option<Arc<ActiveAdapter>>,
     system: Option<String>,
     /// Without the instructions.
     messages: Vec<Value>,
 }
 
 impl<'a> Chat<'a> {
-    fn new(args: &'a ChatArgs, model: Arc<LanguageModel>, console: &'a Console) -> Self {
+    fn new(
+        args: &'a ChatArgs,
+        model: Arc<LanguageModel>,
+        adapter: Option<Arc<ActiveAdapter>>,
+        console: &'a Console,
+    ) -> Self {
         // The cache of the conversation so far is kept: each turn runs only what is new.
         let options = EngineOptions { max_sequences: 1, kept_prefixes: 1, ..EngineOptions::default() };
         Self {
@@ -167,6 +181,7 @@ impl<'a> Chat<'a> {
             model,
             max_tokens: args.max_tokens,
             stop: &args.stop,
+            adapter,
             system: args.system.clone(),
             messages: Vec::new(),
         }
@@ -193,6 +208,7 @@ impl<'a> Chat<'a> {
             max_tokens: self.max_tokens,
             stop: self.stop.to_vec(),
             ignore_eos: false,
+            adapter: self.adapter.clone(),
         };
         let interrupted = interrupt::Answer::begin();
         let mut closed = None;

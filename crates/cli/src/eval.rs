@@ -11,6 +11,7 @@ use metal_candle::eval::{Report, evaluate};
 use serde_json::json;
 
 use crate::{
+    adapters::AdapterArgs,
     args::{ComputeArgs, SourceArgs},
     console::Console,
     model,
@@ -27,6 +28,7 @@ to the loss.
 Examples:
   metal-candle eval -m Qwen/Qwen2.5-0.5B --data valid.jsonl
   metal-candle eval -m ./model --data valid.jsonl --json
+  metal-candle eval -m ./model --adapter ./adapter --data valid.jsonl
   head -n 20 valid.jsonl | metal-candle eval -m ./model --data -";
 
 #[derive(Debug, Args)]
@@ -47,16 +49,22 @@ pub(crate) struct EvalArgs {
     json: bool,
 
     #[command(flatten)]
+    adapters: AdapterArgs,
+
+    #[command(flatten)]
     compute: ComputeArgs,
 }
 
 pub(crate) fn run(args: &EvalArgs, console: &Console) -> Result<()> {
     // Before the model: a mistake here should not cost a minute of loading.
     let (data, lines) = open(&args.data)?;
+    args.adapters.check()?;
     let (model, _) = model::load(&args.source, &args.compute, console)?;
+    let adapter = args.adapters.load(model.model(), console)?;
     let bar = console.count_bar("evaluating", lines);
     let limit = args.max_tokens.map(|limit| limit as usize);
-    let report = evaluate(&model, &args.data, data, None, limit, &mut |done| bar.set_position(done as u64));
+    let mut progress = |done| bar.set_position(done as u64);
+    let report = evaluate(&model, &args.data, data, adapter.as_deref(), limit, &mut progress);
     bar.finish_and_clear();
     let report = report.with_context(|| format!("cannot evaluate {}", args.data))?;
     if report.truncated > 0 {

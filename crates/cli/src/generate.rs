@@ -16,6 +16,7 @@ use metal_candle::{
 use serde_json::{Value, json};
 
 use crate::{
+    adapters::AdapterArgs,
     args::{ComputeArgs, SourceArgs},
     console::{Console, human_bytes},
     conversation::{message, read_text, to_prompt},
@@ -32,6 +33,7 @@ Examples:
   metal-candle generate -m ./model --raw --prompt 'Once upon a time' -n 100 --temp 0.8 --seed 1
   metal-candle generate -m ./model --system 'Answer in French.' --prompt-file question.txt
   git diff | metal-candle generate -m ./model --system 'Write a commit message.' --prompt - --quiet
+  metal-candle generate -m ./model --adapter ./adapter --prompt Hello
   metal-candle generate -m ./model --prompt Hello --json --logprobs 3";
 
 #[derive(Debug, Args)]
@@ -61,6 +63,9 @@ pub(crate) struct GenerateArgs {
     /// Add the log-probabilities of each token and of the N most likely ones to the JSON
     #[arg(long, value_name = "N", requires = "json")]
     logprobs: Option<usize>,
+
+    #[command(flatten)]
+    adapters: AdapterArgs,
 
     #[command(flatten)]
     sampling: SamplingArgs,
@@ -101,6 +106,7 @@ struct Clock {
 pub(crate) fn run(args: &GenerateArgs, console: &Console) -> Result<()> {
     // Before the model: a mistake here should not cost a minute of loading.
     let text = args.input.read()?;
+    args.adapters.check()?;
     let (model, load) = model::load(&args.source, &args.compute, console)?;
     let mut sampling = args.sampling.resolve(model.sampling());
     sampling.logprobs = args.logprobs;
@@ -110,6 +116,7 @@ pub(crate) fn run(args: &GenerateArgs, console: &Console) -> Result<()> {
         max_tokens: Some(args.max_tokens),
         stop: args.stop.clone(),
         ignore_eos: args.ignore_eos,
+        adapter: args.adapters.load(model.model(), console)?,
     };
     let mut clock = Clock { load, start: Instant::now(), first_token: None, end: Duration::ZERO };
     let mut logprobs = Vec::new();
@@ -232,6 +239,7 @@ fn result_json(
         },
         "peak_rss_mb": peak_megabytes(),
         "model": args.source.model,
+        "adapters": args.adapters.json(),
         "device": device::kind(model.model().device()),
         "dtype": dtype_name(model.model().dtype()),
         "seed": request.sampling.seed,

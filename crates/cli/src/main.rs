@@ -1,5 +1,7 @@
 //! The `metal-candle` program: generate, chat, evaluate and measure language models.
 
+mod adapter;
+mod adapters;
 mod args;
 mod bench;
 mod chat;
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
         Command::Chat(args) => chat::run(&args, &console),
         Command::Prompt(args) => prompt::run(&args, &console),
         Command::Eval(args) => eval::run(&args, &console),
+        Command::Adapter(args) => adapter::run(&args, &console),
         Command::Bench(args) => bench::run(&args, &console),
         Command::Doctor(args) => doctor::run(&args, &console),
     });

@@ -2,7 +2,7 @@
 
 use crate::{
     data::DataError, generate::GenerateError, hub::HubError, lora::LoraError, model::ModelError,
-    text::TextError, train::report::ReportError,
+    text::TextError, train::TrainError, train::report::ReportError,
 };
 
 /// What can go wrong, by the room it went wrong in.
@@ -24,6 +24,9 @@ pub enum Error {
     /// Training and evaluation files.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// Training.
+    #[error(transparent)]
+    Train(#[from] TrainError),
     /// Requests and sampling.
     #[error(transparent)]
     Generate(#[from] GenerateError),

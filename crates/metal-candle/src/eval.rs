@@ -5,7 +5,7 @@ use std::io::BufRead;
 use crate::{
     LanguageModel, Result,
     cache::KvCache,
-    data::{DataError, Example, records},
+    data::{DataError, Encoder, EncoderOptions, Example, records},
     lora::ActiveAdapter,
     model::{LogitsFor, SequenceInput},
 };
@@ -42,14 +42,18 @@ pub fn evaluate(
     let context = language_model.model().spec().max_positions;
     let limit = max_tokens.map_or(context, |most| most.min(context));
     let mut sum = Sum { language_model, adapter, loss: 0.0, tokens: 0 };
+    let encoder =
+        Encoder::of(language_model, EncoderOptions { append_end: false, ..EncoderOptions::default() });
     let (mut examples, mut truncated) = (0, 0);
     let mut batch: Vec<Example> = Vec::new();
     for record in records(path, reader) {
         let (line, record) = record?;
-        let mut example = Example::new(&record, language_model)?;
+        let mut example = encoder.encode(&record)?;
         truncated += usize::from(example.truncate(limit));
         if example.tokens.is_empty() {
-            return Err(DataError::Line { line, reason: "has no tokens".to_owned() }.into());
+            return Err(
+                DataError::Line { path: path.to_owned(), line, reason: "has no tokens".to_owned() }.into()
+            );
         }
         examples += 1;
         batch.push(example);

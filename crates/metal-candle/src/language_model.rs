@@ -16,7 +16,7 @@ use crate::{
 pub struct LanguageModel {
     model: Model,
     tokenizer: Arc<Tokenizer>,
-    chat_template: Option<ChatTemplate>,
+    chat_template: Option<Arc<ChatTemplate>>,
     sampling: SamplingParams,
     end_of_sequence: Vec<u32>,
 }
@@ -31,7 +31,7 @@ impl LanguageModel {
         let tokenizer = Arc::new(Tokenizer::load(folder)?);
         let chat_template = match ChatTemplate::load(folder) {
             Err(TextError::NoChatTemplate { .. }) => None,
-            found => Some(found?),
+            found => Some(Arc::new(found?)),
         };
         let generation = read_json(&folder.join("generation_config.json"))?.unwrap_or_default();
         let sampling = SamplingParams::from_generation_config(&generation).map_err(GenerateError::from)?;
@@ -54,7 +54,7 @@ impl LanguageModel {
     }
 
     /// The chat template, if the model has one.
-    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+    pub fn chat_template(&self) -> Option<&Arc<ChatTemplate>> {
         self.chat_template.as_ref()
     }
 

@@ -3,6 +3,7 @@
 pub mod cache;
 pub mod data;
 pub mod device;
+mod durable;
 mod error;
 pub mod eval;
 pub mod generate;
@@ -10,6 +11,7 @@ pub mod hub;
 pub mod language_model;
 pub mod lora;
 pub mod model;
+mod random;
 pub mod text;
 pub mod train;
 

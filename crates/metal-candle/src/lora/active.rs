@@ -27,6 +27,8 @@ pub(crate) struct BlockAdapter {
 #[derive(Debug, Clone)]
 pub(crate) struct ActiveLayer {
     pub(crate) lora: LoraAdapter,
+    /// What is added besides and never trained: PiSSA's first values, taken off again.
+    pub(crate) frozen: Option<LoraAdapter>,
     pub(crate) dora: Option<ActiveDora>,
 }
 
@@ -57,7 +59,7 @@ impl ActiveAdapter {
         let mut layers: BTreeMap<_, AdapterLayer> = BTreeMap::new();
         for (adapter, factor) in adapters {
             adapter.check(model.spec())?;
-            let adapter = adapter.to(model.device(), model.compute_dtype())?;
+            let adapter = adapter.plain()?.to(model.device(), model.compute_dtype())?;
             for (site, layer) in adapter.layers {
                 if layer.magnitude.is_some() {
                     return Err(LoraError::Setting {
@@ -76,7 +78,7 @@ impl ActiveAdapter {
                         scale: 1.0,
                     },
                 };
-                layers.insert(site, AdapterLayer { lora: both, magnitude: None });
+                layers.insert(site, AdapterLayer { lora: both, magnitude: None, minus: None });
             }
         }
         Self::over(&layers, model)
@@ -93,8 +95,11 @@ impl ActiveAdapter {
         for (site, layer) in layers {
             for (part, rows) in site.module.parts(spec, site.layer) {
                 let (first, count) = (rows.start, rows.len());
-                let b = layer.lora.b.narrow(0, first, count)?;
-                let lora = LoraAdapter { a: layer.lora.a.clone(), b, scale: layer.lora.scale };
+                let part_of = |lora: &LoraAdapter, scale| -> Result<LoraAdapter, LoraError> {
+                    Ok(LoraAdapter { a: lora.a.clone(), b: lora.b.narrow(0, first, count)?, scale })
+                };
+                let lora = part_of(&layer.lora, layer.lora.scale)?;
+                let frozen = layer.minus.as_ref().map(|minus| part_of(minus, -minus.scale)).transpose()?;
                 let dora = match &layer.magnitude {
                     None => None,
                     Some(magnitude) => {
@@ -102,7 +107,7 @@ impl ActiveAdapter {
                         Some(ActiveDora { magnitude: magnitude.narrow(0, first, count)?, norm })
                     }
                 };
-                blocks[site.layer].layers.insert(part, ActiveLayer { lora, dora });
+                blocks[site.layer].layers.insert(part, ActiveLayer { lora, frozen, dora });
             }
         }
         Ok(Self { blocks })
@@ -135,21 +140,34 @@ impl ActiveLayer {
     /// `y`, some rows of `x · Wᵀ + bias`, with the adapter in it; `y` itself is changed.
     pub(crate) fn apply(&self, x: &Tensor, y: &Tensor, projection: &Projection) -> candle_core::Result<()> {
         let segment = LoraSegment { rows: 0..y.dim(0)?, adapter: &self.lora };
+        if let Some(frozen) = &self.frozen {
+            lora_in_place(x, y, &[LoraSegment { rows: 0..y.dim(0)?, adapter: frozen }])?;
+        }
         let Some(dora) = &self.dora else { return lora_in_place(x, y, &[segment]) };
-        let sum = match &projection.bias {
-            Some(bias) => y.broadcast_sub(&bias.to_dtype(y.dtype())?)?,
-            None => y.copy()?,
-        };
+        let sum = dora.without_bias(y, projection)?;
         lora_in_place(x, &sum, &[segment])?;
         y.slice_set(&dora.scaled(&sum, projection)?, 0, 0)
     }
 }
 
 impl ActiveDora {
+    /// A product of its own, without its bias.
+    pub(crate) fn without_bias(&self, y: &Tensor, projection: &Projection) -> candle_core::Result<Tensor> {
+        match &projection.bias {
+            Some(bias) => y.broadcast_sub(&bias.to_dtype(y.dtype())?),
+            None => y.copy(),
+        }
+    }
+
+    /// `m / norm ⊙ x`
+    pub(crate) fn scale_only(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let scale = self.magnitude.to_dtype(DType::F32)?.div(&self.norm)?.to_dtype(x.dtype())?;
+        x.broadcast_mul(&scale)
+    }
+
     /// `m / norm ⊙ sum + bias`
     pub(crate) fn scaled(&self, sum: &Tensor, projection: &Projection) -> candle_core::Result<Tensor> {
-        let scale = self.magnitude.to_dtype(DType::F32)?.div(&self.norm)?.to_dtype(sum.dtype())?;
-        let scaled = sum.broadcast_mul(&scale)?;
+        let scaled = self.scale_only(sum)?;
         match &projection.bias {
             Some(bias) => scaled.broadcast_add(&bias.to_dtype(sum.dtype())?),
             None => Ok(scaled),

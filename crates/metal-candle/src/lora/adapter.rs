@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor};
 use metal_candle_kernels::lora::LoraAdapter;
 
-use super::{LoraConfig, LoraError, Method, Site};
+use super::{Initialisation, LoraConfig, LoraError, Method, Scaling, Site};
 use crate::model::spec::DecoderSpec;
 
 /// Matrices for some places of a model. Immutable: share it with `Arc`.
@@ -24,16 +24,14 @@ pub struct AdapterLayer {
     pub lora: LoraAdapter,
     /// `[N]`, for DoRA.
     pub magnitude: Option<Tensor>,
+    /// What the weight lost when training began (PiSSA): never trained, and subtracted wherever `lora` is added.
+    pub minus: Option<LoraAdapter>,
 }
 
 impl Adapter {
-    /// How many numbers it holds.
+    /// How many numbers are trained.
     pub fn parameters(&self) -> u64 {
-        let of = |layer: &AdapterLayer| {
-            let magnitude = layer.magnitude.as_ref().map_or(0, Tensor::elem_count);
-            layer.lora.a.elem_count() + layer.lora.b.elem_count() + magnitude
-        };
-        self.layers.values().map(|layer| of(layer) as u64).sum()
+        self.layers.values().map(AdapterLayer::parameters).sum()
     }
 
     /// The same matrices elsewhere, in another type.
@@ -41,11 +39,50 @@ impl Adapter {
         let mut layers = BTreeMap::new();
         for (&site, layer) in &self.layers {
             let to = |tensor: &Tensor| tensor.to_device(device)?.to_dtype(dtype)?.contiguous();
-            let lora = LoraAdapter { a: to(&layer.lora.a)?, b: to(&layer.lora.b)?, scale: layer.lora.scale };
+            let factors = |lora: &LoraAdapter| -> Result<LoraAdapter, LoraError> {
+                Ok(LoraAdapter { a: to(&lora.a)?, b: to(&lora.b)?, scale: lora.scale })
+            };
+            let lora = factors(&layer.lora)?;
             let magnitude = layer.magnitude.as_ref().map(to).transpose()?;
-            layers.insert(site, AdapterLayer { lora, magnitude });
+            let minus = layer.minus.as_ref().map(factors).transpose()?;
+            layers.insert(site, AdapterLayer { lora, magnitude, minus });
         }
         Ok(Self { config: self.config.clone(), layers })
+    }
+
+    /// The same change of the model without subtracted parts: they become half of twice the rank, as files have it.
+    pub fn plain(&self) -> Result<Self, LoraError> {
+        if self.layers.values().all(|layer| layer.minus.is_none()) {
+            return Ok(self.clone());
+        }
+        let mut plain = self.clone();
+        for layer in plain.layers.values_mut() {
+            let Some(minus) = layer.minus.take() else { continue };
+            let LoraAdapter { a, b, scale } = &layer.lora;
+            let subtracted = (&minus.b * f64::from(-minus.scale / scale))?;
+            layer.lora = LoraAdapter {
+                a: Tensor::cat(&[a, &minus.a], 0)?,
+                b: Tensor::cat(&[b, &subtracted], 1)?.contiguous()?,
+                scale: *scale,
+            };
+        }
+        let config = &mut plain.config;
+        config.initialisation = Initialisation::Kaiming;
+        config.rank *= 2;
+        config.rank_pattern.values_mut().for_each(|rank| *rank *= 2);
+        let factor = match &mut config.scaling {
+            Scaling::Alpha(alpha) => {
+                *alpha *= 2.0;
+                2.0
+            }
+            Scaling::RankStabilised(alpha) => {
+                *alpha *= std::f32::consts::SQRT_2;
+                std::f32::consts::SQRT_2
+            }
+            Scaling::Factor(_) => 1.0,
+        };
+        config.alpha_pattern.values_mut().for_each(|alpha| *alpha *= factor);
+        Ok(plain)
     }
 
     /// Whether every matrix has its place in the model, with the right shape; names all that have not.
@@ -64,7 +101,15 @@ impl Adapter {
                 ("A", &layer.lora.a, vec![rank, place.inputs]),
                 ("B", &layer.lora.b, vec![place.outputs, rank]),
             ];
-            for (name, found, expected) in factors.into_iter().chain(magnitude) {
+            let minus = layer.minus.as_ref().map(|minus| {
+                let rank = minus.rank();
+                [
+                    ("subtracted A", &minus.a, vec![rank, place.inputs]),
+                    ("subtracted B", &minus.b, vec![place.outputs, rank]),
+                ]
+            });
+            let expected = factors.into_iter().chain(magnitude).chain(minus.into_iter().flatten());
+            for (name, found, expected) in expected {
                 if found.dims() != expected {
                     misfits.push(format!("{site}: {name} is {:?}, expected {expected:?}", found.dims()));
                 }
@@ -72,7 +117,18 @@ impl Adapter {
             if (self.config.method == Method::Dora) != layer.magnitude.is_some() {
                 misfits.push(format!("{site}: magnitudes belong to DoRA, and to all of its modules"));
             }
+            if layer.minus.is_some() && layer.magnitude.is_some() {
+                misfits.push(format!("{site}: DoRA goes without a subtracted part"));
+            }
         }
         if misfits.is_empty() { Ok(()) } else { Err(LoraError::Misfit(misfits)) }
+    }
+}
+
+impl AdapterLayer {
+    /// How many numbers are trained.
+    pub fn parameters(&self) -> u64 {
+        let magnitude = self.magnitude.as_ref().map_or(0, Tensor::elem_count);
+        (self.lora.a.elem_count() + self.lora.b.elem_count() + magnitude) as u64
     }
 }

@@ -65,6 +65,27 @@ pub enum Initialisation {
     Pissa,
 }
 
+impl Scaling {
+    /// The multiplier at this rank.
+    pub(crate) fn factor(self, rank: usize) -> f32 {
+        // In f64, as Python: the quotient is rounded once.
+        match self {
+            Self::Alpha(alpha) => (f64::from(alpha) / rank as f64) as f32,
+            Self::RankStabilised(alpha) => (f64::from(alpha) / (rank as f64).sqrt()) as f32,
+            Self::Factor(factor) => factor,
+        }
+    }
+
+    /// The same kind with another alpha, if one is given and it has any.
+    pub(crate) fn with_alpha(self, other: Option<f32>) -> Self {
+        match (self, other) {
+            (Self::Alpha(_), Some(alpha)) => Self::Alpha(alpha),
+            (Self::RankStabilised(_), Some(alpha)) => Self::RankStabilised(alpha),
+            (own, _) => own,
+        }
+    }
+}
+
 impl Default for LoraConfig {
     fn default() -> Self {
         Self {
@@ -109,13 +130,12 @@ impl LoraConfig {
 
     /// What multiplies `B · A` at a site.
     pub fn scale_at(&self, site: Site) -> f32 {
-        let rank = self.rank_at(site) as f32;
-        let alpha = pattern(&self.alpha_pattern, site);
-        match self.scaling {
-            Scaling::Alpha(default) => alpha.unwrap_or(default) / rank,
-            Scaling::RankStabilised(default) => alpha.unwrap_or(default) / rank.sqrt(),
-            Scaling::Factor(factor) => factor,
-        }
+        self.scaling_at(site).factor(self.rank_at(site))
+    }
+
+    /// The scaling with the alpha of a site.
+    pub(crate) fn scaling_at(&self, site: Site) -> Scaling {
+        self.scaling.with_alpha(pattern(&self.alpha_pattern, site))
     }
 
     /// Whether every number is in its range.
@@ -139,6 +159,12 @@ impl LoraConfig {
         }
         if matches!(self.scaling, Scaling::Factor(_)) && !self.alpha_pattern.is_empty() {
             return bad("alpha_pattern", "given".to_owned(), "it needs an alpha, not a scale");
+        }
+        if self.initialisation == Initialisation::Pissa && self.method == Method::Dora {
+            return bad("initialisation", "pissa".to_owned(), "it goes with LoRA, not with DoRA");
+        }
+        if self.initialisation == Initialisation::Pissa && scale < 0.0 {
+            return bad("scale", scale.to_string(), "it must be positive with PiSSA");
         }
         Ok(())
     }

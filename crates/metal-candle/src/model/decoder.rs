@@ -26,14 +26,14 @@ use crate::{
 /// A decoder with its weights. Immutable: share it with `Arc`.
 #[derive(Debug)]
 pub struct Model {
-    spec: DecoderSpec,
-    embedding: Tensor, // [vocab, hidden]
-    embedding_scale: f32,
-    blocks: Vec<Block>,
-    final_norm: RmsNorm,
-    head: Projection,
-    device: Device,
-    compute: DType,
+    pub(super) spec: DecoderSpec,
+    pub(super) embedding: Tensor, // [vocab, hidden]
+    pub(super) embedding_scale: f32,
+    pub(super) blocks: Vec<Block>,
+    pub(super) final_norm: RmsNorm,
+    pub(super) head: Projection,
+    pub(super) device: Device,
+    pub(super) compute: DType,
 }
 
 /// How to load a model.
@@ -78,13 +78,13 @@ pub enum LogitsFor {
 }
 
 #[derive(Debug)]
-struct Block {
-    attention: Attention,
-    mlp: Mlp,
-    before_attention: Option<RmsNorm>,
-    after_attention: Option<RmsNorm>,
-    before_mlp: Option<RmsNorm>,
-    after_mlp: Option<RmsNorm>,
+pub(super) struct Block {
+    pub(super) attention: Attention,
+    pub(super) mlp: Mlp,
+    pub(super) before_attention: Option<RmsNorm>,
+    pub(super) after_attention: Option<RmsNorm>,
+    pub(super) before_mlp: Option<RmsNorm>,
+    pub(super) after_mlp: Option<RmsNorm>,
 }
 
 impl Model {
@@ -96,7 +96,7 @@ impl Model {
     ) -> Result<Self, ModelError> {
         let spec = arch::read(&Config::load(folder)?, &options.ignore_config_keys)?;
         let mut checkpoint = Checkpoint::open(folder)?;
-        checkpoint.check(&spec.tensors(), |name| without_effect(&spec, name))?;
+        checkpoint.check(&spec.tensors(), |name| is_without_effect(&spec, name))?;
         let weights = checkpoint.load(&options.device, options.dtype, progress)?;
         Self::new(spec, weights, &options.device)
     }
@@ -233,7 +233,7 @@ impl Model {
     }
 
     /// Adds what half a block made to the stream; returns the stream and the input of the next half.
-    fn join(
+    pub(super) fn join(
         &self,
         stream: &Tensor,
         delta: Tensor,
@@ -280,21 +280,29 @@ impl Model {
 
     /// The rotation of every row, once for each distinct rotary embedding.
     fn rotations(&self, batch: &[SequenceInput<'_>]) -> Result<Vec<Rotation>, ModelError> {
-        self.spec.ropes.iter().map(|rope| self.rotation(rope, batch)).collect()
+        let spans = batch.iter().map(|sequence| {
+            let (first, count) = (sequence.cache.len(), sequence.tokens.len());
+            (first, count, sequence.cache.rotary_length(count))
+        });
+        self.spec.ropes.iter().map(|rope| self.rotation(rope, spans.clone())).collect()
     }
 
-    fn rotation(&self, rope: &RopeSpec, batch: &[SequenceInput<'_>]) -> Result<Rotation, ModelError> {
+    /// The rotation of rows in spans: the first position, how many follow, and the length that a frequency may depend on.
+    pub(super) fn rotation(
+        &self,
+        rope: &RopeSpec,
+        spans: impl Iterator<Item = (usize, usize, usize)> + Clone,
+    ) -> Result<Rotation, ModelError> {
         let pairs = rope.rotary_dim / 2;
-        let rows: usize = batch.iter().map(|sequence| sequence.tokens.len()).sum();
+        let rows: usize = spans.clone().map(|(_, count, _)| count).sum();
         let (mut cos, mut sin) = (Vec::with_capacity(rows * pairs), Vec::with_capacity(rows * pairs));
         let factor = rope.attention_factor();
         let mut frequencies = Vec::new();
-        for sequence in batch {
+        for (first, count, length) in spans {
             if frequencies.is_empty() || rope.depends_on_length() {
-                frequencies = rope.frequencies(sequence.cache.rotary_length(sequence.tokens.len()));
+                frequencies = rope.frequencies(length);
             }
-            let first = sequence.cache.len();
-            for position in first..first + sequence.tokens.len() {
+            for position in first..first + count {
                 for frequency in &frequencies {
                     let (sine, cosine) = (position as f32 * frequency).sin_cos();
                     cos.push(cosine * factor);
@@ -367,7 +375,7 @@ fn last_is_all(sequence: &SequenceInput<'_>) -> bool {
 }
 
 /// Tensors that some exporters leave in a file and that no forward pass reads.
-fn without_effect(spec: &DecoderSpec, name: &str) -> bool {
+pub(crate) fn is_without_effect(spec: &DecoderSpec, name: &str) -> bool {
     name.ends_with(".rotary_emb.inv_freq")
         || name.ends_with(".attn.masked_bias")
         || (spec.head.tied && name == "lm_head.weight")

@@ -47,13 +47,13 @@ impl BlockWeights<'_> {
 /// Attention with its projections.
 #[derive(Debug)]
 pub(super) struct Attention {
-    spec: AttentionSpec,
-    queries: Projection,
-    keys: Projection,
-    values: Projection,
-    output: Projection,
-    query_norm: Option<RmsNorm>,
-    key_norm: Option<RmsNorm>,
+    pub(super) spec: AttentionSpec,
+    pub(super) queries: Projection,
+    pub(super) keys: Projection,
+    pub(super) values: Projection,
+    pub(super) output: Projection,
+    pub(super) query_norm: Option<RmsNorm>,
+    pub(super) key_norm: Option<RmsNorm>,
 }
 
 impl Attention {
@@ -146,7 +146,7 @@ impl Attention {
     }
 
     /// Norm and rotation of queries or keys: `[rows, heads · head_dim] → [rows, heads, head_dim]`.
-    fn position(
+    pub(super) fn position(
         &self,
         x: Tensor,
         heads: usize,
@@ -170,10 +170,10 @@ impl Attention {
 /// A gated MLP.
 #[derive(Debug)]
 pub(super) struct Mlp {
-    gate: Projection,
-    up: Projection,
-    down: Projection,
-    activation: Activation,
+    pub(super) gate: Projection,
+    pub(super) up: Projection,
+    pub(super) down: Projection,
+    pub(super) activation: Activation,
 }
 
 impl Mlp {

@@ -6,10 +6,13 @@ mod decoder;
 mod layers;
 pub mod rope;
 pub mod spec;
+pub(crate) mod walk;
 pub mod weights;
 
 pub use config::{Config, ConfigError};
+pub(crate) use decoder::is_without_effect;
 pub use decoder::{LoadOptions, LogitsFor, Model, SequenceInput};
+pub use walk::{BatchLoss, Rows};
 
 /// Reading a model's config or weights, or running it, failed.
 #[derive(Debug, thiserror::Error)]

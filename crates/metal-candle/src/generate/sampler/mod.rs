@@ -8,7 +8,7 @@ mod generation_config;
 mod histogram;
 mod history;
 mod params;
-mod random;
+pub(crate) mod random;
 mod scan;
 mod select;
 #[cfg(test)]

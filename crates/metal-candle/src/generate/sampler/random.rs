@@ -3,6 +3,8 @@
 use rand_pcg::{Pcg64Mcg, rand_core::RngCore};
 use serde::{Deserialize, Serialize};
 
+use crate::random::split_mix;
+
 /// Where a sequence's random numbers stand. Small, exact in JSON, and enough to go on elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -15,13 +17,13 @@ pub struct RandomState {
 
 /// A generator that only its own sequence draws from, so that batch mates change nothing.
 #[derive(Clone, Debug)]
-pub(super) struct SequenceRandom {
+pub(crate) struct SequenceRandom {
     generator: Pcg64Mcg,
     state: RandomState,
 }
 
 impl SequenceRandom {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         let mut mixer = seed;
         let high = u128::from(split_mix(&mut mixer)) << 64;
         let generator = Pcg64Mcg::new(high | u128::from(split_mix(&mut mixer)));
@@ -40,19 +42,10 @@ impl SequenceRandom {
     }
 
     /// A number in `0..1`, a multiple of 2^-53.
-    pub(super) fn uniform(&mut self) -> f64 {
+    pub(crate) fn uniform(&mut self) -> f64 {
         self.state.draws += 1;
         (self.generator.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
     }
-}
-
-/// SplitMix64 (<https://prng.di.unimi.it/splitmix64.c>): turns neighbouring seeds into unrelated states.
-fn split_mix(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let mut mixed = *state;
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    mixed ^ (mixed >> 31)
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@ mod header;
 mod index;
 mod load;
 mod random;
+mod read;
+mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -19,6 +21,9 @@ pub use error::{BadTensor, Difference, ShardProblems, WeightsError};
 pub use header::{TensorInfo, read_header};
 pub use index::parse_index;
 pub use safetensors::Dtype as FileDtype;
+
+pub(crate) use read::TensorFile;
+pub(crate) use write::{Planned, header as tensor_header, tensor_bytes, write_tensors};
 
 use error::describe_folder;
 
@@ -54,6 +59,11 @@ impl Checkpoint {
     /// The tensors by name.
     pub fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
         &self.tensors
+    }
+
+    /// The files that hold them.
+    pub(crate) fn shards(&self) -> &[PathBuf] {
+        &self.shards
     }
 
     /// The bytes of all tensors in their files' dtype.

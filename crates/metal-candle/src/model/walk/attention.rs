@@ -1,0 +1,156 @@
+//! The attention half of a block, for training: packed sequences, nothing cached.
+
+use candle_core::{Result, Tensor};
+use metal_candle_kernels::{
+    attention::{AttentionParams, packed_attention_backward, packed_attention_forward},
+    linear::{linear, linear_many},
+    rms_norm::{RmsNorm, rms_norm_backward},
+    rope::rope_backward,
+};
+
+use super::{
+    BlockGradients, Shared, add_norm_gradient,
+    part::{PartOf, SavedPart},
+    shim::accumulate,
+};
+use crate::{
+    lora::{BlockAdapter, Part},
+    model::{layers::Attention, spec::QkNorm},
+};
+
+/// What the way back needs.
+pub(super) struct SavedAttention {
+    /// Before their norms, where there are norms: `[T, heads · head_dim]`.
+    queries_before: Option<Tensor>,
+    keys_before: Option<Tensor>,
+    queries: Tensor, // [T, heads, head_dim], rotated
+    keys: Tensor,    // [T, kv_heads, head_dim], rotated
+    values: Tensor,  // [T, kv_heads, head_dim]
+    mixed: Tensor,   // [T, heads, head_dim]
+    lse: Tensor,     // [heads, T]
+    query_part: SavedPart,
+    key_part: SavedPart,
+    value_part: SavedPart,
+    output_part: SavedPart,
+}
+
+/// `x [T, hidden] → [T, hidden]`
+pub(super) fn forward(
+    attention: &Attention,
+    x: &Tensor,
+    layer: usize,
+    adapter: Option<&BlockAdapter>,
+    shared: &Shared<'_>,
+) -> Result<(Tensor, SavedAttention)> {
+    let count = x.dim(0)?;
+    let spec = &attention.spec;
+    let part = |part| PartOf::new(part, layer, attention.projection(part), adapter);
+    let [queries, keys, values] = linear_many(x, [&attention.queries, &attention.keys, &attention.values])?;
+    let query_part = part(Part::Queries).adapt(x, &queries, shared)?;
+    let key_part = part(Part::Keys).adapt(x, &keys, shared)?;
+    let value_part = part(Part::Values).adapt(x, &values, shared)?;
+
+    let before = |norm: &Option<RmsNorm>, x: &Tensor| norm.as_ref().map(|_| x.clone());
+    let queries_before = before(&attention.query_norm, &queries);
+    let keys_before = before(&attention.key_norm, &keys);
+    let rotations = &shared.rotations;
+    let queries = attention.position(queries, spec.heads, attention.query_norm.as_ref(), rotations)?;
+    let keys = attention.position(keys, spec.kv_heads, attention.key_norm.as_ref(), rotations)?;
+    let values = values.reshape((count, spec.kv_heads, spec.head_dim))?;
+    let packing = shared.packing(params(attention));
+    let (mixed, lse) = packed_attention_forward(&queries, &keys, &values, &packing)?;
+
+    let flat = mixed.reshape((count, spec.query_size()))?;
+    let y = linear(&flat, &attention.output)?;
+    let output_part = part(Part::Output).adapt(&flat, &y, shared)?;
+    let saved = SavedAttention {
+        queries_before,
+        keys_before,
+        queries,
+        keys,
+        values,
+        mixed,
+        lse,
+        query_part,
+        key_part,
+        value_part,
+        output_part,
+    };
+    Ok((y, saved))
+}
+
+/// The gradient of `x` from that of the result, if it is `wanted`.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn back(
+    attention: &Attention,
+    x: &Tensor,
+    saved: SavedAttention,
+    dy: &Tensor,
+    layer: usize,
+    wanted: bool,
+    adapter: Option<&BlockAdapter>,
+    shared: &Shared<'_>,
+    gradients: &BlockGradients,
+) -> Result<Option<Tensor>> {
+    let count = x.dim(0)?;
+    let spec = &attention.spec;
+    let part = |part| PartOf::new(part, layer, attention.projection(part), adapter);
+    let sums = |part| gradients.parts.get(&part);
+
+    let flat = saved.mixed.reshape((count, spec.query_size()))?;
+    let d_mixed = part(Part::Output).back(&flat, &saved.output_part, dy, true, shared, sums(Part::Output))?;
+    let d_mixed = d_mixed.expect("asked for").reshape(saved.mixed.shape())?;
+    let SavedAttention { queries, keys, values, mixed, lse, .. } = saved;
+    let packing = shared.packing(params(attention));
+    let (d_queries, d_keys, d_values) =
+        packed_attention_backward(&queries, &keys, &values, &mixed, &lse, &d_mixed, &packing)?;
+    drop((queries, keys, values, mixed, lse, d_mixed));
+
+    let (norm, sum) = (attention.query_norm.as_ref(), &gradients.query_norm);
+    let d_queries = position_back(attention, d_queries, saved.queries_before, norm, sum, shared)?;
+    let (norm, sum) = (attention.key_norm.as_ref(), &gradients.key_norm);
+    let d_keys = position_back(attention, d_keys, saved.keys_before, norm, sum, shared)?;
+    let d_values = d_values.reshape((count, spec.key_size()))?;
+
+    let back =
+        |which, saved: &SavedPart, dy: &Tensor| part(which).back(x, saved, dy, wanted, shared, sums(which));
+    let d_x = back(Part::Queries, &saved.query_part, &d_queries)?;
+    let through_keys = back(Part::Keys, &saved.key_part, &d_keys)?;
+    let through_values = back(Part::Values, &saved.value_part, &d_values)?;
+    if let Some(d_x) = &d_x {
+        for other in [through_keys, through_values].iter().flatten() {
+            accumulate(d_x, other)?;
+        }
+    }
+    Ok(d_x)
+}
+
+/// Back through rotation and norm: `[T, heads, head_dim] → [T, heads · head_dim]`.
+fn position_back(
+    attention: &Attention,
+    dy: Tensor,
+    before: Option<Tensor>,
+    norm: Option<&RmsNorm>,
+    sum: &Option<Tensor>,
+    shared: &Shared<'_>,
+) -> Result<Tensor> {
+    let (count, heads, head_dim) = dy.dims3()?;
+    let dy = match attention.spec.rope {
+        Some(index) => rope_backward(&dy, &shared.rotations[index])?,
+        None => dy,
+    };
+    let flat = (count, heads * head_dim);
+    let (Some(norm), Some(before)) = (norm, before) else { return dy.reshape(flat) };
+    let split = (count, heads, head_dim);
+    let (x, dy) = match attention.spec.qk_norm {
+        QkNorm::Whole => (before, dy.reshape(flat)?),
+        _ => (before.reshape(split)?, dy),
+    };
+    add_norm_gradient(sum, &x, norm, &dy, 1.0)?;
+    rms_norm_backward(&x, norm, &dy, None)?.reshape(flat)
+}
+
+fn params(attention: &Attention) -> AttentionParams {
+    let spec = &attention.spec;
+    AttentionParams { scale: spec.scale, soft_cap: spec.soft_cap, window: spec.window }
+}

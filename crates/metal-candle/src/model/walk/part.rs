@@ -1,0 +1,187 @@
+//! One product of a block with what an adapter adds to it, forward and backward.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Result, Tensor};
+use metal_candle_kernels::{
+    linear::{Projection, linear_backward, linear_bias_backward, linear_weight_backward},
+    lora::{
+        LoraAdapter, LoraGradients, LoraSegment, lora_backward, lora_down, lora_in_place, lora_up_in_place,
+    },
+};
+
+use super::{
+    Shared,
+    shim::{accumulate, dropout},
+};
+use crate::lora::{ActiveLayer, BlockAdapter, Part};
+
+/// Where the gradients of a block's products are added.
+pub(crate) type PartGradients = BTreeMap<Part, PartSums>;
+
+/// Where the gradients of one product are added.
+#[derive(Debug, Default)]
+pub(crate) struct PartSums {
+    /// Of an adapter.
+    pub(crate) lora: Option<LoraSums>,
+    /// `[N, K]` of the weight itself.
+    pub(crate) weight: Option<Tensor>,
+    /// `[N]`
+    pub(crate) bias: Option<Tensor>,
+}
+
+/// Gradients of an adapter's matrices, in f32.
+#[derive(Debug)]
+pub(crate) struct LoraSums {
+    /// `[r, K]`
+    pub(crate) a: Tensor,
+    /// `[N, r]`
+    pub(crate) b: Tensor,
+    /// `[N]`
+    pub(crate) magnitude: Option<Tensor>,
+}
+
+/// Which inputs of the adapters are left out. The same draw leaves out the same ones, on the way back as well.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Dropout {
+    pub(crate) probability: f32,
+    pub(crate) seed: u64,
+    /// Names the batch.
+    pub(crate) draw: u64,
+}
+
+/// What the product of a part leaves for its way back.
+#[derive(Debug, Default)]
+pub(super) struct SavedPart {
+    /// `x · Aᵀ [T, r]`
+    projected: Option<Tensor>,
+    /// What DoRA scales, `[T, N]`.
+    sum: Option<Tensor>,
+}
+
+/// A part of a block: where it is, what is multiplied, what is added.
+#[derive(Clone, Copy)]
+pub(super) struct PartOf<'a> {
+    pub(super) part: Part,
+    pub(super) layer: usize,
+    pub(super) projection: &'a Projection,
+    pub(super) active: Option<&'a ActiveLayer>,
+}
+
+impl<'a> PartOf<'a> {
+    pub(super) fn new(
+        part: Part,
+        layer: usize,
+        projection: &'a Projection,
+        adapter: Option<&'a BlockAdapter>,
+    ) -> Self {
+        Self { part, layer, projection, active: adapter.and_then(|adapter| adapter.layer(part)) }
+    }
+
+    /// Puts the adapter into the product `y` of `x`.
+    pub(super) fn adapt(&self, x: &Tensor, y: &Tensor, shared: &Shared<'_>) -> Result<SavedPart> {
+        let Some(active) = self.active else { return Ok(SavedPart::default()) };
+        if let Some(frozen) = &active.frozen {
+            lora_in_place(x, y, &[LoraSegment { rows: 0..x.dim(0)?, adapter: frozen }])?;
+        }
+        let x = self.dropped(x, shared)?;
+        let projected = lora_down(&x, &active.lora)?;
+        let sum = match &active.dora {
+            None => {
+                lora_up_in_place(&projected, y, &active.lora)?;
+                None
+            }
+            Some(dora) => {
+                let sum = dora.without_bias(y, self.projection)?;
+                lora_up_in_place(&projected, &sum, &active.lora)?;
+                y.slice_set(&dora.scaled(&sum, self.projection)?, 0, 0)?;
+                Some(sum)
+            }
+        };
+        Ok(SavedPart { projected: Some(projected), sum })
+    }
+
+    /// Adds the gradients of what is trained; returns that of `x`, if it is wanted.
+    pub(super) fn back(
+        &self,
+        x: &Tensor,
+        saved: &SavedPart,
+        dy: &Tensor,
+        wanted: bool,
+        shared: &Shared<'_>,
+        sums: Option<&PartSums>,
+    ) -> Result<Option<Tensor>> {
+        if let Some(sum) = sums.and_then(|sums| sums.weight.as_ref()) {
+            accumulate(sum, &linear_weight_backward(x, dy)?)?;
+        }
+        if let Some(sum) = sums.and_then(|sums| sums.bias.as_ref()) {
+            accumulate(sum, &linear_bias_backward(dy)?)?;
+        }
+        let lora_sums = sums.and_then(|sums| sums.lora.as_ref());
+        let (Some(active), Some(projected)) = (self.active, &saved.projected) else {
+            return if wanted { linear_backward(dy, self.projection).map(Some) } else { Ok(None) };
+        };
+        let scaled = match (&active.dora, &saved.sum) {
+            (Some(dora), Some(sum)) => {
+                if let Some(of_magnitude) = lora_sums.and_then(|sums| sums.magnitude.as_ref()) {
+                    let along = (dy.to_dtype(DType::F32)? * sum.to_dtype(DType::F32)?)?.sum(0)?;
+                    accumulate(of_magnitude, &along.div(&dora.norm)?)?;
+                }
+                Some(dora.scale_only(dy)?)
+            }
+            _ => None,
+        };
+        let dy = scaled.as_ref().unwrap_or(dy);
+        let dx = if wanted { Some(linear_backward(dy, self.projection)?) } else { None };
+        if let (Some(dx), Some(frozen)) = (&dx, &active.frozen) {
+            accumulate(dx, &through(dy, frozen)?)?;
+        }
+        self.adapter_back(x, projected, dy, dx.as_ref(), shared, lora_sums, &active.lora)?;
+        Ok(dx)
+    }
+
+    /// Adds the gradients of A and B, and what of the gradient of `x` goes through them.
+    #[allow(clippy::too_many_arguments)]
+    fn adapter_back(
+        &self,
+        x: &Tensor,
+        projected: &Tensor,
+        dy: &Tensor,
+        dx: Option<&Tensor>,
+        shared: &Shared<'_>,
+        sums: Option<&LoraSums>,
+        lora: &LoraAdapter,
+    ) -> Result<()> {
+        let Some(LoraSums { a, b, .. }) = sums else {
+            return dx.map_or(Ok(()), |dx| accumulate(dx, &through(dy, lora)?));
+        };
+        let dropped = self.dropped(x, shared)?;
+        if shared.dropout.is_none() {
+            return lora_backward(&dropped, dy, lora, projected, &LoraGradients { dx, da: a, db: b });
+        }
+        let through_dropout = dx.map(Tensor::zeros_like).transpose()?;
+        let into = LoraGradients { dx: through_dropout.as_ref(), da: a, db: b };
+        lora_backward(&dropped, dy, lora, projected, &into)?;
+        match (dx, through_dropout) {
+            (Some(dx), Some(found)) => accumulate(dx, &self.dropped(&found, shared)?),
+            _ => Ok(()),
+        }
+    }
+
+    /// What is left of `x`; also the way back of that.
+    fn dropped(&self, x: &Tensor, shared: &Shared<'_>) -> Result<Tensor> {
+        let Some(Dropout { probability, seed, draw }) = shared.dropout else { return Ok(x.clone()) };
+        // Every product of every batch has 2³² numbers of its own.
+        let parts = Part::ALL.len() as u64;
+        let layers = shared.model.blocks.len() as u64;
+        let stream = (draw * layers + self.layer as u64) * parts + self.part as u64;
+        dropout(x, probability, seed, stream << 32)
+    }
+}
+
+/// The gradient of `x` through a delta that is not trained.
+fn through(dy: &Tensor, lora: &LoraAdapter) -> Result<Tensor> {
+    let down = Projection { weight: lora.a.clone(), bias: None };
+    let up = Projection { weight: lora.b.clone(), bias: None };
+    linear_backward(&(linear_backward(dy, &up)? * f64::from(lora.scale))?, &down)
+}
