@@ -91,9 +91,9 @@ fn grid(plot: &Plot) -> String {
     let mut html = format!("<path class=\"grid\" d=\"{path}\"/>\n");
     for &step in &plot.resumed {
         let x = x(plot, step);
-        write!(
+        writeln!(
             html,
-            "<path class=\"resumed\" d=\"M{x:.1} 0V{SIZE}\"><title>went on after step {step}</title></path>\n"
+            "<path class=\"resumed\" d=\"M{x:.1} 0V{SIZE}\"><title>went on after step {step}</title></path>"
         )
         .expect(IN_MEMORY);
     }
@@ -137,7 +137,7 @@ fn marks(plot: &Plot) -> String {
     for &step in &plot.broken {
         let x = x(plot, step);
         if x - drawn >= 2.0 {
-            write!(html, "<path class=\"broken\" d=\"M{x:.1} {SIZE}V{:.1}\"/>\n", 0.94 * SIZE)
+            writeln!(html, "<path class=\"broken\" d=\"M{x:.1} {SIZE}V{:.1}\"/>", 0.94 * SIZE)
                 .expect(IN_MEMORY);
             drawn = x;
         }

@@ -112,7 +112,7 @@ mod tests {
         let checkpoint = TrainEvent::Checkpoint(Checkpoint { step: 2, path: "x".to_owned() });
         for event in [TrainEvent::Started(Started::default()), step(1), step(2), checkpoint, step(3), step(4)]
         {
-            file.event(&event).unwrap();
+            file.append(&event).unwrap();
         }
         file.file.write_all(br#"{"event":"step","st"#).unwrap();
         assert_eq!(steps(&path), [0, 1, 2, 2, 3, 4]);
@@ -122,7 +122,7 @@ mod tests {
         for event in
             [TrainEvent::Started(Started { step: 2, ..Started::default() }), step(3), step(4), step(5)]
         {
-            file.event(&event).unwrap();
+            file.append(&event).unwrap();
         }
         assert_eq!(steps(&path), [0, 1, 2, 2, 2, 3, 4, 5]);
         assert!(std::fs::read_to_string(&path).unwrap().ends_with("}\n"));
@@ -132,7 +132,7 @@ mod tests {
     fn resuming_at_the_end_mends_only_the_torn_line_and_creating_starts_anew() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(METRICS_FILE);
-        MetricsFile::resume(&path, 0).unwrap().event(&step(0)).unwrap();
+        MetricsFile::resume(&path, 0).unwrap().append(&step(0)).unwrap();
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, [&whole[..], b"{\"event\""].concat()).unwrap();
         MetricsFile::resume(&path, 9).unwrap();

@@ -98,9 +98,9 @@ fn figures(history: &History) -> String {
     }
     let mut list = String::from("<dl class=\"figures\">\n");
     let mut add = |name: &str, value: &str, detail: &str| {
-        write!(
+        writeln!(
             list,
-            "<div><dt>{}</dt><dd>{}<small>{}</small></dd></div>\n",
+            "<div><dt>{}</dt><dd>{}<small>{}</small></dd></div>",
             escape(name),
             escape(value),
             escape(detail)
@@ -121,7 +121,7 @@ fn figures(history: &History) -> String {
     // A twentieth of the run says more than its last step.
     let means = bucket_means(&history.losses(), 20);
     let (first, last) = (means[0], means[means.len() - 1]);
-    let from = if means.len() > 1 { format!("from {first:.3}") } else { String::new() };
+    let from = if means.len() > 1 { format!("from {}", number(first, 3)) } else { String::new() };
     add("Training loss", &number(last, 3), &from);
     let step = &history.steps[history.steps.len() - 1];
     add("Steps", &grouped(step.step), &format!("{} epochs", number(step.epoch, 1)));
@@ -159,9 +159,9 @@ fn charts(history: &History) -> String {
         let best = history.best().map(|best| best.step);
         for evaluation in &history.evaluations {
             let mark = if Some(evaluation.step) == best { "best" } else { "" };
-            write!(
+            writeln!(
                 html,
-                "<tr><td>{}</td><td>{}</td><td>{}</td><td>{mark}</td></tr>\n",
+                "<tr><td>{}</td><td>{}</td><td>{}</td><td>{mark}</td></tr>",
                 grouped(evaluation.step),
                 number(evaluation.loss, 4),
                 significant(evaluation.perplexity)
@@ -204,7 +204,7 @@ fn sample(comparison: &Comparison<'_>) -> String {
     );
     let earlier = &comparison.trained[..comparison.trained.len().saturating_sub(1)];
     if !earlier.is_empty() {
-        write!(html, "<details><summary>On the way ({})</summary>\n", earlier.len()).expect(IN_MEMORY);
+        writeln!(html, "<details><summary>On the way ({})</summary>", earlier.len()).expect(IN_MEMORY);
         for sample in earlier {
             html += &said("way", &format!("After {} steps", grouped(sample.step)), Some(sample));
         }
@@ -276,7 +276,7 @@ fn notices(history: &History) -> String {
     let mut html = String::from("<h2>Notices</h2>\n<ul class=\"notices\">\n");
     for notice in &history.notices {
         let step = grouped(notice.step);
-        write!(html, "<li>{} <small>step {step}</small></li>\n", escape(&notice.text)).expect(IN_MEMORY);
+        writeln!(html, "<li>{} <small>step {step}</small></li>", escape(&notice.text)).expect(IN_MEMORY);
     }
     html += "</ul>\n";
     html
@@ -288,7 +288,7 @@ fn commands(next: &[NextCommand]) -> String {
     }
     let mut html = String::from("<h2>Next</h2>\n<dl class=\"next\">\n");
     for NextCommand { purpose, command } in next {
-        write!(html, "<dt>{}</dt><dd><pre>{}</pre></dd>\n", escape(purpose), escape(command))
+        writeln!(html, "<dt>{}</dt><dd><pre>{}</pre></dd>", escape(purpose), escape(command))
             .expect(IN_MEMORY);
     }
     html += "</dl>\n";
@@ -343,7 +343,7 @@ fn grouped(number: u64) -> String {
     }
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             text.push('\u{202f}');
         }
         text.push(digit);

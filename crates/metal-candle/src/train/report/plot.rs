@@ -73,18 +73,18 @@ impl Plot {
         let mut plot = Self::of_steps(history, "Learning rate", "", |step| step.learning_rate);
         // Exact, so nothing to smooth.
         plot.keep_exact_line(history, |step| step.learning_rate);
-        plot.from_zero()
+        plot.starting_at_zero()
     }
 
     pub(super) fn throughput(history: &History) -> Self {
-        Self::of_steps(history, "Throughput", "tokens/s", |step| step.tokens_per_second).from_zero()
+        Self::of_steps(history, "Throughput", "tokens/s", |step| step.tokens_per_second).starting_at_zero()
     }
 
     pub(super) fn gradient_norm(history: &History) -> Self {
         let mut plot = Self::of_steps(history, "Gradient norm", "before clipping", |step| step.gradient_norm);
         let norms: Vec<f64> = history.steps.iter().map(|step| step.gradient_norm).collect();
         plot.y = plot.visible_range(&norms);
-        plot.from_zero()
+        plot.starting_at_zero()
     }
 
     /// None where it was not measured.
@@ -94,7 +94,7 @@ impl Plot {
         let value = move |step: &Step| step.memory_bytes as f64 / size;
         let mut plot = Self::of_steps(history, "Peak memory", unit, value);
         plot.keep_exact_line(history, value);
-        Some(plot.from_zero())
+        Some(plot.starting_at_zero())
     }
 
     fn of_steps(
@@ -143,7 +143,7 @@ impl Plot {
         self.y = self.visible_range(&[]);
     }
 
-    fn from_zero(mut self) -> Self {
+    fn starting_at_zero(mut self) -> Self {
         self.y = Axis::new(0.0, if self.y.high > 0.0 { self.y.high } else { 1.0 }, 5);
         self
     }
