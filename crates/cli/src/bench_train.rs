@@ -51,6 +51,11 @@ pub(crate) struct TrainBenchArgs {
     #[arg(long, value_name = "N|none|all", default_value = "none", value_parser = recompute, requires = "train")]
     recompute: Recompute,
 
+    /// Instead of --batch whole sequences: this many of unequal lengths up to --seq, as chats have them; padded to the longest of each
+    /// batch, and packed without padding
+    #[arg(long, value_name = "N", value_parser = positive, requires = "train")]
+    mix: Option<usize>,
+
     /// The most tokens whose logits a GPU holds at once
     #[arg(long, value_name = "N", value_parser = positive, requires = "train")]
     chunk_tokens: Option<usize>,
@@ -94,7 +99,12 @@ pub(crate) fn run(
         ..TrainerOptions::default()
     };
     let mut trainer = Trainer::lora(Arc::clone(&model), &adapter, options)?;
-    let batch = Batch::random(args, model.spec().vocab_size as u64);
+    let vocabulary = model.spec().vocab_size as u64;
+    if let Some(count) = args.mix {
+        let found = mix(args, &mut trainer, count, vocabulary, console)?;
+        return if as_json { console.print_json(&found.json()) } else { console.print(&found.text()) };
+    }
+    let batch = Batch::random(args, vocabulary);
     let bar = console.count_bar("training", u64::from(WARM_UP_STEPS) + repetitions as u64);
     let mut seconds = Vec::with_capacity(repetitions);
     let mut losses = Vec::with_capacity(repetitions);
@@ -126,18 +136,116 @@ struct Batch {
 
 impl Batch {
     fn random(args: &TrainBenchArgs, vocabulary: u64) -> Self {
-        let count = (args.seq * args.batch) as u64;
+        Self::of(&vec![args.seq; args.batch], vocabulary)
+    }
+
+    fn of(lengths: &[usize], vocabulary: u64) -> Self {
+        let count = lengths.iter().sum::<usize>() as u64;
         let token = |index: u64| ((index.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) % vocabulary) as u32;
         Self {
             tokens: (0..count).map(token).collect(),
             targets: (1..=count).map(token).collect(),
-            starts: (0..=args.batch).map(|sequence| (sequence * args.seq) as u32).collect(),
+            starts: (0..=lengths.len()).map(|end| lengths[..end].iter().sum::<usize>() as u32).collect(),
         }
     }
 
     fn rows(&self) -> Rows<'_> {
         Rows { tokens: &self.tokens, targets: &self.targets, starts: &self.starts }
     }
+}
+
+/// Useful tokens per second of the same sequences, batched in two ways.
+struct Mix {
+    tokens: usize,
+    padded: f64,
+    packed: f64,
+}
+
+impl Mix {
+    fn json(&self) -> Value {
+        json!({ "mix": {
+            "useful_tokens": self.tokens, "padded_tok_s": self.padded, "packed_tok_s": self.packed,
+            "ratio": self.packed / self.padded,
+        } })
+    }
+
+    fn text(&self) -> String {
+        format!(
+            "{} useful tokens: padded {:.1} tok/s, packed {:.1} tok/s, {:.2} times as many\n",
+            self.tokens,
+            self.padded,
+            self.packed,
+            self.packed / self.padded
+        )
+    }
+}
+
+/// Steps on every batch of a mix of lengths, padded and packed in turns.
+fn mix(
+    args: &TrainBenchArgs,
+    trainer: &mut Trainer,
+    count: usize,
+    vocabulary: u64,
+    console: &Console,
+) -> Result<Mix> {
+    let lengths = lengths(count, args.seq);
+    let longest = |batch: &[usize]| vec![batch.iter().copied().max().unwrap_or(0); batch.len()];
+    let padded: Vec<Vec<usize>> = lengths.chunks(args.batch).map(longest).collect();
+    let packed = packed(&lengths, args.seq * args.batch);
+    let bar = console.count_bar("training", (padded.len() + packed.len()) as u64);
+    let mut seconds = [0.0; 2];
+    let mut number = 0;
+    let mut step = |rows: &[usize]| -> Result<f64> {
+        number += 1;
+        let batch = Batch::of(rows, vocabulary);
+        let start = Instant::now();
+        let loss = trainer.accumulate(&batch.rows(), u64::from(number))?;
+        trainer.update(&Update { number, learning_rate: 1e-4, targets: loss.targets })?;
+        bar.inc(1);
+        Ok(start.elapsed().as_secs_f64())
+    };
+    step(&padded[0])?;
+    for index in 0..padded.len().max(packed.len()) {
+        for (batches, seconds) in [&padded, &packed].into_iter().zip(&mut seconds) {
+            *seconds += batches.get(index).map_or(Ok(0.0), |rows| step(rows))?;
+        }
+    }
+    bar.finish_and_clear();
+    let tokens: usize = lengths.iter().sum();
+    let [padded, packed] = seconds.map(|seconds| tokens as f64 / seconds);
+    Ok(Mix { tokens, padded, packed })
+}
+
+/// Lengths whose logarithm is normal: many short ones, few long ones. The same every time.
+fn lengths(count: usize, longest: usize) -> Vec<usize> {
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut uniform = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 11) as f64 / (1u64 << 53) as f64
+    };
+    let mut length = || {
+        let normal: f64 = (0..12).map(|_| uniform()).sum::<f64>() - 6.0;
+        // Half of them are shorter than a fifth of the longest.
+        let length = (longest as f64 / 5.0) * (0.9 * normal).exp();
+        (length as usize).clamp(8.min(longest), longest)
+    };
+    (0..count).map(|_| length()).collect()
+}
+
+/// Best fit, longest first: the lengths of each batch's sequences.
+fn packed(lengths: &[usize], capacity: usize) -> Vec<Vec<usize>> {
+    let mut sorted = lengths.to_vec();
+    sorted.sort_unstable_by(|left, right| right.cmp(left));
+    let mut bins: Vec<Vec<usize>> = Vec::new();
+    for length in sorted {
+        let room = |bin: &[usize]| capacity - bin.iter().sum::<usize>();
+        let fitting = bins.iter_mut().filter(|bin| room(bin) >= length);
+        match fitting.min_by_key(|bin| room(bin)) {
+            Some(bin) => bin.push(length),
+            None => bins.push(vec![length]),
+        }
+    }
+    bins
 }
 
 struct Found<'a> {
