@@ -8,7 +8,7 @@ use metal_candle::{
     device,
     lora::{Adapter, LoraConfig, Scaling},
     model::{Model, Rows},
-    train::{Recompute, Trainer, TrainerOptions, Update},
+    train::{Forecast, Recompute, RecomputeChoice, Trainer, TrainerOptions, Update, Workload},
 };
 use serde_json::{Value, json};
 
@@ -47,9 +47,10 @@ pub(crate) struct TrainBenchArgs {
     )]
     targets: Vec<String>,
 
-    /// Blocks that keep only their input and run again on the way back: none, all, or how many
-    #[arg(long, value_name = "N|none|all", default_value = "none", value_parser = recompute, requires = "train")]
-    recompute: Recompute,
+    /// Blocks that keep only their input and run again on the way back: none, all, how many, or as few as a forecast of this much
+    /// memory allows, such as 4GiB
+    #[arg(long, value_name = "N|SIZE|none|all", default_value = "none", value_parser = recompute, requires = "train")]
+    recompute: RecomputeChoice,
 
     /// Instead of --batch whole sequences: this many of unequal lengths up to --seq, as chats have them; padded to the longest of each
     /// batch, and packed without padding
@@ -61,11 +62,18 @@ pub(crate) struct TrainBenchArgs {
     chunk_tokens: Option<usize>,
 }
 
-fn recompute(text: &str) -> Result<Recompute, String> {
-    match text {
-        "none" => Ok(Recompute::None),
-        "all" => Ok(Recompute::All),
-        count => count.parse().map(Recompute::Blocks).map_err(|_| "use none, all or a number".to_owned()),
+fn recompute(text: &str) -> Result<RecomputeChoice, String> {
+    let unknown = || "use none, all, a number of blocks, or a size such as 900MiB or 3.5GiB".to_owned();
+    let size = |number: &str, unit: f64| {
+        let bytes = number.trim().parse::<f64>().map_err(|_| unknown())? * unit;
+        if bytes >= 1.0 { Ok(RecomputeChoice::Within(bytes as u64)) } else { Err(unknown()) }
+    };
+    match (text, text.strip_suffix("GiB"), text.strip_suffix("MiB")) {
+        ("none", ..) => Ok(RecomputeChoice::None),
+        ("all", ..) => Ok(RecomputeChoice::All),
+        (_, Some(number), _) => size(number, 1024.0 * 1024.0 * 1024.0),
+        (_, _, Some(number)) => size(number, 1024.0 * 1024.0),
+        _ => text.parse().map(RecomputeChoice::Blocks).map_err(|_| unknown()),
     }
 }
 
@@ -93,11 +101,25 @@ pub(crate) fn run(
     };
     let adapter = Adapter::initial(&config, &model, 1)?;
     let trainable = adapter.parameters();
-    let options = TrainerOptions {
-        recompute: args.recompute,
-        chunk_tokens: args.chunk_tokens,
-        ..TrainerOptions::default()
+    let rows = (args.seq * args.batch) as u64;
+    let load = Workload {
+        spec: model.spec(),
+        weights: model.dtype(),
+        compute: model.compute_dtype(),
+        cpu: model.device().is_cpu(),
+        adapter: Some(&config),
+        rows,
+        targets: rows,
+        recompute: Recompute::None,
     };
+    let recompute = match args.recompute {
+        RecomputeChoice::None | RecomputeChoice::Auto => Recompute::None,
+        RecomputeChoice::All => Recompute::All,
+        RecomputeChoice::Blocks(count) => Recompute::Blocks(count),
+        RecomputeChoice::Within(bytes) => Forecast::fit(&load, bytes),
+    };
+    let forecast = Forecast::new(&Workload { recompute, ..load });
+    let options = TrainerOptions { recompute, chunk_tokens: args.chunk_tokens, ..TrainerOptions::default() };
     let mut trainer = Trainer::lora(Arc::clone(&model), &adapter, options)?;
     let vocabulary = model.spec().vocab_size as u64;
     if let Some(count) = args.mix {
@@ -123,7 +145,8 @@ pub(crate) fn run(
         bar.inc(1);
     }
     bar.finish_and_clear();
-    let found = Found { args, name, model: &model, trainable, seconds, losses, peak: peak_megabytes() };
+    let peak = peak_megabytes();
+    let found = Found { args, name, model: &model, trainable, seconds, losses, peak, recompute, forecast };
     if as_json { console.print_json(&found.json()?) } else { console.print(&found.text()?) }
 }
 
@@ -256,9 +279,20 @@ struct Found<'a> {
     seconds: Vec<f64>,
     losses: Vec<f64>,
     peak: Option<f64>,
+    recompute: Recompute,
+    forecast: Forecast,
 }
 
 impl Found<'_> {
+    fn recomputed(&self) -> usize {
+        let blocks = self.model.spec().layers.len();
+        match self.recompute {
+            Recompute::None => 0,
+            Recompute::Blocks(count) => count.min(blocks),
+            Recompute::All => blocks,
+        }
+    }
+
     fn tokens(&self) -> f64 {
         (self.args.seq * self.args.batch) as f64
     }
@@ -275,9 +309,10 @@ impl Found<'_> {
                 "tok_s": self.tokens() / median, "ms": 1e3 * median, "min_ms": 1e3 * min, "max_ms": 1e3 * max,
                 "seq": self.args.seq, "batch": self.args.batch, "rank": self.args.rank,
                 "targets": self.args.targets, "trainable": self.trainable,
-                "first_loss": self.losses.first(), "last_loss": self.losses.last(),
+                "recomputed_blocks": self.recomputed(), "first_loss": self.losses.first(), "last_loss": self.losses.last(),
             },
             "repetitions": self.seconds.len(),
+            "forecast_mb": self.forecast.total() as f64 / 1e6,
             "peak_rss_mb": self.peak,
             "device_memory_mb": device::memory(self.model.device())?.map(|memory| memory.peak as f64 / 1e6),
         }))
@@ -311,7 +346,7 @@ impl Found<'_> {
         if let Some(memory) = device::memory(self.model.device())? {
             text += &format!(", on the device {:.0} MB", memory.peak as f64 / 1e6);
         }
-        text.push('\n');
+        text += &format!(", forecast {:.0} MB\n", self.forecast.total() as f64 / 1e6);
         Ok(text)
     }
 }
