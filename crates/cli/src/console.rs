@@ -105,7 +105,7 @@ impl Console {
 
     /// A progress bar for training steps with a message; its length is set later.
     pub(crate) fn step_bar(&self) -> ProgressBar {
-        self.bar("", 0, "[{bar:20}] {pos}/{len}  {wide_msg}")
+        self.bar("", 0, "[{bar:10}] {pos}/{len}  {wide_msg}")
     }
 
     fn bar(&self, label: &str, total: u64, template: &str) -> ProgressBar {

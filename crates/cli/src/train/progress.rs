@@ -147,7 +147,8 @@ impl Story {
     }
 
     fn numbers(&self, loss: f64, step: &Step) -> String {
-        let rate = format!("{:.1e}", step.learning_rate);
+        let rate =
+            if step.learning_rate == 0.0 { "0".to_owned() } else { format!("{:.1e}", step.learning_rate) };
         let mut text = format!("loss {loss:.3}  lr {rate}  {:.0} tok/s", self.recent.tokens_per_second());
         if step.memory_bytes > 0 {
             text += &format!("  {}", memory(step.memory_bytes));
