@@ -29,6 +29,22 @@ pub(crate) fn matmul(a: &Tensor, b: &Tensor) -> Result<Fresh> {
     Ok(Fresh { storage, shape: (rows, columns).into() })
 }
 
+/// `into [M, N] += a [M, K] · b [K, N]`, all contiguous and of one dtype, in one pass over `into`; says whether this device
+/// can.
+pub(crate) fn matmul_add(a: &Tensor, b: &Tensor, into: &Tensor) -> Result<bool> {
+    let ((rows, inner), (inner_of_b, columns)) = (a.dims2()?, b.dims2()?);
+    let dtype = a.dtype();
+    let is_fit = [b, into].iter().all(|tensor| tensor.dtype() == dtype && tensor.is_contiguous());
+    if inner != inner_of_b || into.dims() != [rows, columns] || !is_fit || !a.is_contiguous() {
+        bail!("{:?} += {:?} · {:?} is not defined", into.dims(), a.dims(), b.dims());
+    }
+    match a.device() {
+        #[cfg(feature = "cuda")]
+        candle_core::Device::Cuda(device) => cuda::matmul_add(device, a, b, into, [rows, inner, columns]),
+        _ => Ok(false),
+    }
+}
+
 fn product<S: BackendStorage>(
     a: &S,
     b: &S,
@@ -48,4 +64,72 @@ fn zeros(like: &Tensor, shape: (usize, usize)) -> Result<Fresh> {
         Device::Metal(device) => Storage::Metal(device.zeros_impl(&shape, dtype)?),
     };
     Ok(Fresh { storage, shape })
+}
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    use std::ffi::c_void;
+
+    use candle_core::{
+        CudaDevice, DType, Result, Tensor,
+        cuda_backend::{
+            WrapErr,
+            cudarc::cublas::{result::gemm_ex, sys},
+        },
+    };
+
+    use crate::gpu::{Argument, cuda::with_addresses};
+
+    /// cuBLAS counts columns first: it is told of `intoᵀ += bᵀ · aᵀ`.
+    pub(super) fn matmul_add(
+        device: &CudaDevice,
+        a: &Tensor,
+        b: &Tensor,
+        into: &Tensor,
+        sizes: [usize; 3],
+    ) -> Result<bool> {
+        let number = match a.dtype() {
+            DType::BF16 => sys::cudaDataType::CUDA_R_16BF,
+            DType::F16 => sys::cudaDataType::CUDA_R_16F,
+            DType::F32 => sys::cudaDataType::CUDA_R_32F,
+            _ => return Ok(false),
+        };
+        let [rows, inner, columns] = sizes;
+        let [rows, inner, columns] = [i32::try_from(rows)?, i32::try_from(inner)?, i32::try_from(columns)?];
+        let one = 1f32;
+        let factor = (&raw const one).cast::<c_void>();
+        let arguments = [Argument::Read(a), Argument::Read(b), Argument::Update(into)];
+        let blas = device.cublas_handle();
+        with_addresses(device, "matmul_add", &arguments, |addresses| {
+            let &[a, b, into] = addresses else { unreachable!("an address for each argument") };
+            let none = sys::cublasOperation_t::CUBLAS_OP_N;
+            // SAFETY: the addresses are those of dense matrices of these sizes and this type, which live until after the
+            // launch; the handle is the device's.
+            unsafe {
+                gemm_ex(
+                    *blas.handle(),
+                    none,
+                    none,
+                    columns,
+                    rows,
+                    inner,
+                    factor,
+                    b as *const c_void,
+                    number,
+                    columns,
+                    a as *const c_void,
+                    number,
+                    inner,
+                    factor,
+                    into as *mut c_void,
+                    number,
+                    columns,
+                    sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                    sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+                )
+            }
+            .w()?;
+            Ok(true)
+        })
+    }
 }
