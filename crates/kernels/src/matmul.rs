@@ -29,19 +29,35 @@ pub(crate) fn matmul(a: &Tensor, b: &Tensor) -> Result<Fresh> {
     Ok(Fresh { storage, shape: (rows, columns).into() })
 }
 
-/// `into [M, N] += a [M, K] · b [K, N]`, all contiguous and of one dtype, in one pass over `into`; says whether this device
-/// can.
-pub(crate) fn matmul_add(a: &Tensor, b: &Tensor, into: &Tensor) -> Result<bool> {
-    let ((rows, inner), (inner_of_b, columns)) = (a.dims2()?, b.dims2()?);
-    let dtype = a.dtype();
-    let is_fit = [b, into].iter().all(|tensor| tensor.dtype() == dtype && tensor.is_contiguous());
-    if inner != inner_of_b || into.dims() != [rows, columns] || !is_fit || !a.is_contiguous() {
+/// The second factor of [`matmul_add`], of the first's dtype and contiguous.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Right<'a> {
+    /// `[K, N]`
+    AsIs(&'a Tensor),
+    /// `[N, K]`
+    Transposed(&'a Tensor),
+}
+
+/// `into [M, N] += scale · a [M, K] · b [K, N]` in one pass over `into`, rounded once; says whether this device can.
+pub(crate) fn matmul_add(a: &Tensor, b: Right<'_>, scale: f32, into: &Tensor) -> Result<bool> {
+    let (b, (inner_of_b, columns), transposed) = match b {
+        Right::AsIs(b) => (b, b.dims2()?, false),
+        Right::Transposed(b) => (b, b.t()?.dims2()?, true),
+    };
+    let (rows, inner) = a.dims2()?;
+    let is_fit = [a, b, into].iter().all(|tensor| tensor.dtype() == a.dtype() && tensor.is_contiguous());
+    if inner != inner_of_b || into.dims() != [rows, columns] || !is_fit {
         bail!("{:?} += {:?} · {:?} is not defined", into.dims(), a.dims(), b.dims());
     }
     match a.device() {
         #[cfg(feature = "cuda")]
-        candle_core::Device::Cuda(device) => cuda::matmul_add(device, a, b, into, [rows, inner, columns]),
-        _ => Ok(false),
+        candle_core::Device::Cuda(device) if rows * inner * columns > 0 => {
+            cuda::matmul_add(device, [a, b, into], [rows, inner, columns], transposed, scale)
+        }
+        _ => {
+            let _ = (transposed, scale);
+            Ok(false)
+        }
     }
 }
 
@@ -80,13 +96,13 @@ mod cuda {
 
     use crate::gpu::{Argument, cuda::with_addresses};
 
-    /// cuBLAS counts columns first: it is told of `intoᵀ += bᵀ · aᵀ`.
+    /// cuBLAS counts columns first: it is told of `intoᵀ += scale · bᵀ · aᵀ`.
     pub(super) fn matmul_add(
         device: &CudaDevice,
-        a: &Tensor,
-        b: &Tensor,
-        into: &Tensor,
-        sizes: [usize; 3],
+        [a, b, into]: [&Tensor; 3],
+        [rows, inner, columns]: [usize; 3],
+        transposed: bool,
+        scale: f32,
     ) -> Result<bool> {
         let number = match a.dtype() {
             DType::BF16 => sys::cudaDataType::CUDA_R_16BF,
@@ -94,33 +110,34 @@ mod cuda {
             DType::F32 => sys::cudaDataType::CUDA_R_32F,
             _ => return Ok(false),
         };
-        let [rows, inner, columns] = sizes;
         let [rows, inner, columns] = [i32::try_from(rows)?, i32::try_from(inner)?, i32::try_from(columns)?];
         let one = 1f32;
-        let factor = (&raw const one).cast::<c_void>();
+        let [scale, one] = [&scale, &one].map(|number| std::ptr::from_ref(number).cast::<c_void>());
         let arguments = [Argument::Read(a), Argument::Read(b), Argument::Update(into)];
         let blas = device.cublas_handle();
         with_addresses(device, "matmul_add", &arguments, |addresses| {
             let &[a, b, into] = addresses else { unreachable!("an address for each argument") };
-            let none = sys::cublasOperation_t::CUBLAS_OP_N;
+            let as_is = sys::cublasOperation_t::CUBLAS_OP_N;
+            let (of_b, from_row_to_row) =
+                if transposed { (sys::cublasOperation_t::CUBLAS_OP_T, inner) } else { (as_is, columns) };
             // SAFETY: the addresses are those of dense matrices of these sizes and this type, which live until after the
             // launch; the handle is the device's.
             unsafe {
                 gemm_ex(
                     *blas.handle(),
-                    none,
-                    none,
+                    of_b,
+                    as_is,
                     columns,
                     rows,
                     inner,
-                    factor,
+                    scale,
                     b as *const c_void,
                     number,
-                    columns,
+                    from_row_to_row,
                     a as *const c_void,
                     number,
                     inner,
-                    factor,
+                    one,
                     into as *mut c_void,
                     number,
                     columns,
