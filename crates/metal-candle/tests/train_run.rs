@@ -81,7 +81,6 @@ fn events_come_in_their_order() {
         "saved 4",
         "test 4",
         "sample 4",
-        "saved 4",
         "finished 4",
     ];
     let without_notices: Vec<&String> = story.iter().filter(|line| *line != "notice").collect();
