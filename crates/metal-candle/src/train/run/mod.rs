@@ -49,7 +49,7 @@ pub struct Run {
     state: RunState,
     /// Of the weights as they were loaded.
     dtype: DType,
-    /// The step of the last checkpoint that this run wrote.
+    /// The step of the last checkpoint.
     saved: Option<u64>,
     /// What the observers are to know first.
     notices: Vec<String>,
@@ -97,6 +97,7 @@ impl Run {
         let mut trainer = trainer_for(&language_model, &config, &state)?;
         trainer.restore(&Checkpoints::parameters(&found.path)?)?;
         let mut run = Self::assemble(language_model, config, trainer, encoder, files, checkpoints, state)?;
+        run.saved = Some(run.state.step);
         run.notices
             .extend(found.passed_over.iter().map(|which| format!("damaged, and passed over: {which}")));
         Ok(run)
@@ -179,7 +180,7 @@ impl Run {
         }
         while self.state.step < self.state.total_steps {
             if told.stop {
-                self.save(told)?;
+                self.save_once(told)?;
                 return Ok(Stopped::Interrupted);
             }
             let step = match self.step() {
@@ -295,9 +296,7 @@ impl Run {
             told.tell(TrainEvent::Evaluation(evaluation(self.state.step, Split::Test, loss, false)))?;
         }
         self.show_samples(Speaker::Trained, told)?;
-        if self.saved != Some(self.state.step) {
-            self.save(told)?;
-        }
+        self.save_once(told)?;
         self.write_result(&self.config.output)?;
         let best = self.state.best.filter(|best| best.step > 0 && best.step < self.state.step);
         if let Some(best) = best {
@@ -308,6 +307,14 @@ impl Run {
                 self.checkpoints.path(best.step).display()
             );
             told.tell(TrainEvent::Notice(Notice { step: self.state.step, text }))?;
+        }
+        Ok(())
+    }
+
+    /// Saves, unless this step has been saved.
+    fn save_once(&mut self, told: &mut Told<'_>) -> Result<()> {
+        if self.saved != Some(self.state.step) {
+            self.save(told)?;
         }
         Ok(())
     }
