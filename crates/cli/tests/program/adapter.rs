@@ -6,7 +6,7 @@ use metal_candle_testkit::golden;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::{path_text, run, run_with_input, tiny_chat};
+use crate::support::{file, path_text, run, run_with_input, tiny_chat};
 
 /// An adapter for [`tiny_chat`] that plainly changes what it says: PEFT's format, rank 2, q and v of both blocks.
 fn adapter(scale: f32) -> TempDir {
@@ -174,7 +174,9 @@ fn mistakes_are_named() {
         run(&["adapter", "convert", &path, to, "--format", "mlx"]).fails(1, words);
     };
     convert(&path, &["already holds adapter_model.safetensors"]);
-    convert(&model, &["it holds other files"]);
+    convert(&model, &["it is the folder of a model"]);
+    let (_folder, file) = file("thesis.tex", "");
+    convert(&text(Path::new(&file).parent().unwrap()), &["it holds other files (thesis.tex)"]);
     run(&["adapter", "convert", &path, "/tmp/x", "--format", "gguf"]).fails(2, &["peft, mlx"]);
     run(&["adapter", "inspect", &model]).fails(1, &["it holds a model, not an adapter"]);
     run(&["adapter", "merge", "-m", &model, "--adapter", &path, "--output", &model])

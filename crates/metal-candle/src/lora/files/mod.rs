@@ -78,6 +78,7 @@ impl Format {
     /// Whether an adapter may be written into this folder: one that is new, empty, or holds an adapter in this format and
     /// nothing else.
     pub fn check_vacant(self, folder: &Path) -> Result<(), LoraError> {
+        self.check_replaceable(folder)?;
         let mut foreign = Vec::new();
         let entries = match std::fs::read_dir(folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -100,7 +101,7 @@ impl Format {
             );
             return Err(LoraError::folder(folder, reason));
         }
-        self.check_replaceable(folder)
+        Ok(())
     }
 
     /// Whether nothing in the folder would contradict an adapter in this format.
