@@ -64,6 +64,8 @@ pub enum Gate {
     ModelBackward,
     /// Parameters after ten optimizer steps, against PyTorch and PEFT.
     TenSteps,
+    /// Losses of a training run of 200 steps, against PyTorch and PEFT.
+    Curve,
     /// A softmax.
     Softmax,
     /// Gradients of a softmax.
@@ -144,6 +146,8 @@ const TABLE: &[(Gate, [f32; 3])] = &[
     (Gate::ModelBackward, [1e-4, 1e-2, 5e-2]),
     // The optimizer divides by the size of the gradient: where that is tiny, its relative error counts.
     (Gate::TenSteps, [1e-5, 1e-5, 1e-5]),
+    // Rounding errors of 200 steps grow into each other; in f32, PyTorch itself is 2.4e-6 from its f64.
+    (Gate::Curve, [1e-4, 1e-2, 1e-2]),
     // An approximated exponential of a rounded difference, a long sum, one division.
     (Gate::Softmax, [3e-6, 1e-3, 8e-3]),
     // From the rounded result; a difference that cancels.

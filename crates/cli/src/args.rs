@@ -3,7 +3,7 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use metal_candle::device::{DType, DeviceChoice};
 
-use crate::{adapter, bench, chat, doctor, eval, generate, prompt};
+use crate::{adapter, bench, chat, doctor, eval, generate, prompt, report};
 
 const EXAMPLES: &str = "\
 First steps:
@@ -46,6 +46,9 @@ pub(crate) enum Command {
     /// Look at adapters, convert them, merge them into a model
     #[command(after_help = adapter::EXAMPLES)]
     Adapter(adapter::AdapterCommand),
+    /// Make the page and the picture of a training run
+    #[command(after_help = report::EXAMPLES)]
+    Report(report::ReportArgs),
     /// Measure the speed of prefill and decode
     #[command(after_help = bench::EXAMPLES)]
     Bench(bench::BenchArgs),

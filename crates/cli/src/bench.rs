@@ -16,7 +16,6 @@ use crate::{
     args::{ComputeArgs, SourceArgs},
     bench_train::{self, TrainBenchArgs},
     console::{Console, human_bytes},
-    doctor,
     generate::{dtype_name, peak_megabytes},
     model, shapes,
 };

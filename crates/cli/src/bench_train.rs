@@ -8,7 +8,7 @@ use metal_candle::{
     device,
     lora::{Adapter, LoraConfig, Scaling},
     model::{Model, Rows},
-    train::{Recompute, Trainer, TrainerOptions, Update},
+    train::{Forecast, Recompute, RecomputeChoice, Trainer, TrainerOptions, Update, Workload},
 };
 use serde_json::{Value, json};
 
@@ -47,20 +47,33 @@ pub(crate) struct TrainBenchArgs {
     )]
     targets: Vec<String>,
 
-    /// Blocks that keep only their input and run again on the way back: none, all, or how many
-    #[arg(long, value_name = "N|none|all", default_value = "none", value_parser = recompute, requires = "train")]
-    recompute: Recompute,
+    /// Blocks that keep only their input and run again on the way back: none, all, how many, or as few as a forecast of this much
+    /// memory allows, such as 4GiB
+    #[arg(long, value_name = "N|SIZE|none|all", default_value = "none", value_parser = recompute, requires = "train")]
+    recompute: RecomputeChoice,
+
+    /// Instead of --batch whole sequences: this many of unequal lengths up to --seq, as chats have them; padded to the longest of each
+    /// batch, and packed without padding
+    #[arg(long, value_name = "N", value_parser = positive, requires = "train")]
+    mix: Option<usize>,
 
     /// The most tokens whose logits a GPU holds at once
     #[arg(long, value_name = "N", value_parser = positive, requires = "train")]
     chunk_tokens: Option<usize>,
 }
 
-fn recompute(text: &str) -> Result<Recompute, String> {
-    match text {
-        "none" => Ok(Recompute::None),
-        "all" => Ok(Recompute::All),
-        count => count.parse().map(Recompute::Blocks).map_err(|_| "use none, all or a number".to_owned()),
+fn recompute(text: &str) -> Result<RecomputeChoice, String> {
+    let unknown = || "use none, all, a number of blocks, or a size such as 900MiB or 3.5GiB".to_owned();
+    let size = |number: &str, unit: f64| {
+        let bytes = number.trim().parse::<f64>().map_err(|_| unknown())? * unit;
+        if bytes >= 1.0 { Ok(RecomputeChoice::Within(bytes as u64)) } else { Err(unknown()) }
+    };
+    match (text, text.strip_suffix("GiB"), text.strip_suffix("MiB")) {
+        ("none", ..) => Ok(RecomputeChoice::None),
+        ("all", ..) => Ok(RecomputeChoice::All),
+        (_, Some(number), _) => size(number, 1024.0 * 1024.0 * 1024.0),
+        (_, _, Some(number)) => size(number, 1024.0 * 1024.0),
+        _ => text.parse().map(RecomputeChoice::Blocks).map_err(|_| unknown()),
     }
 }
 
@@ -88,13 +101,32 @@ pub(crate) fn run(
     };
     let adapter = Adapter::initial(&config, &model, 1)?;
     let trainable = adapter.parameters();
-    let options = TrainerOptions {
-        recompute: args.recompute,
-        chunk_tokens: args.chunk_tokens,
-        ..TrainerOptions::default()
+    let rows = (args.seq * args.batch) as u64;
+    let load = Workload {
+        spec: model.spec(),
+        weights: model.dtype(),
+        compute: model.compute_dtype(),
+        cpu: model.device().is_cpu(),
+        adapter: Some(&config),
+        rows,
+        targets: rows,
+        recompute: Recompute::None,
     };
+    let recompute = match args.recompute {
+        RecomputeChoice::None | RecomputeChoice::Auto => Recompute::None,
+        RecomputeChoice::All => Recompute::All,
+        RecomputeChoice::Blocks(count) => Recompute::Blocks(count),
+        RecomputeChoice::Within(bytes) => Forecast::fit(&load, bytes),
+    };
+    let forecast = Forecast::new(&Workload { recompute, ..load });
+    let options = TrainerOptions { recompute, chunk_tokens: args.chunk_tokens, ..TrainerOptions::default() };
     let mut trainer = Trainer::lora(Arc::clone(&model), &adapter, options)?;
-    let batch = Batch::random(args, model.spec().vocab_size as u64);
+    let vocabulary = model.spec().vocab_size as u64;
+    if let Some(count) = args.mix {
+        let found = mix(args, &mut trainer, count, vocabulary, console)?;
+        return if as_json { console.print_json(&found.json()) } else { console.print(&found.text()) };
+    }
+    let batch = Batch::random(args, vocabulary);
     let bar = console.count_bar("training", u64::from(WARM_UP_STEPS) + repetitions as u64);
     let mut seconds = Vec::with_capacity(repetitions);
     let mut losses = Vec::with_capacity(repetitions);
@@ -113,7 +145,8 @@ pub(crate) fn run(
         bar.inc(1);
     }
     bar.finish_and_clear();
-    let found = Found { args, name, model: &model, trainable, seconds, losses, peak: peak_megabytes() };
+    let peak = peak_megabytes();
+    let found = Found { args, name, model: &model, trainable, seconds, losses, peak, recompute, forecast };
     if as_json { console.print_json(&found.json()?) } else { console.print(&found.text()?) }
 }
 
@@ -126,18 +159,116 @@ struct Batch {
 
 impl Batch {
     fn random(args: &TrainBenchArgs, vocabulary: u64) -> Self {
-        let count = (args.seq * args.batch) as u64;
+        Self::of(&vec![args.seq; args.batch], vocabulary)
+    }
+
+    fn of(lengths: &[usize], vocabulary: u64) -> Self {
+        let count = lengths.iter().sum::<usize>() as u64;
         let token = |index: u64| ((index.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) % vocabulary) as u32;
         Self {
             tokens: (0..count).map(token).collect(),
             targets: (1..=count).map(token).collect(),
-            starts: (0..=args.batch).map(|sequence| (sequence * args.seq) as u32).collect(),
+            starts: (0..=lengths.len()).map(|end| lengths[..end].iter().sum::<usize>() as u32).collect(),
         }
     }
 
     fn rows(&self) -> Rows<'_> {
         Rows { tokens: &self.tokens, targets: &self.targets, starts: &self.starts }
     }
+}
+
+/// Useful tokens per second of the same sequences, batched in two ways.
+struct Mix {
+    tokens: usize,
+    padded: f64,
+    packed: f64,
+}
+
+impl Mix {
+    fn json(&self) -> Value {
+        json!({ "mix": {
+            "useful_tokens": self.tokens, "padded_tok_s": self.padded, "packed_tok_s": self.packed,
+            "ratio": self.packed / self.padded,
+        } })
+    }
+
+    fn text(&self) -> String {
+        format!(
+            "{} useful tokens: padded {:.1} tok/s, packed {:.1} tok/s, {:.2} times as many\n",
+            self.tokens,
+            self.padded,
+            self.packed,
+            self.packed / self.padded
+        )
+    }
+}
+
+/// Steps on every batch of a mix of lengths, padded and packed in turns.
+fn mix(
+    args: &TrainBenchArgs,
+    trainer: &mut Trainer,
+    count: usize,
+    vocabulary: u64,
+    console: &Console,
+) -> Result<Mix> {
+    let lengths = lengths(count, args.seq);
+    let longest = |batch: &[usize]| vec![batch.iter().copied().max().unwrap_or(0); batch.len()];
+    let padded: Vec<Vec<usize>> = lengths.chunks(args.batch).map(longest).collect();
+    let packed = packed(&lengths, args.seq * args.batch);
+    let bar = console.count_bar("training", (padded.len() + packed.len()) as u64);
+    let mut seconds = [0.0; 2];
+    let mut number = 0;
+    let mut step = |rows: &[usize]| -> Result<f64> {
+        number += 1;
+        let batch = Batch::of(rows, vocabulary);
+        let start = Instant::now();
+        let loss = trainer.accumulate(&batch.rows(), u64::from(number))?;
+        trainer.update(&Update { number, learning_rate: 1e-4, targets: loss.targets })?;
+        bar.inc(1);
+        Ok(start.elapsed().as_secs_f64())
+    };
+    step(&padded[0])?;
+    for index in 0..padded.len().max(packed.len()) {
+        for (batches, seconds) in [&padded, &packed].into_iter().zip(&mut seconds) {
+            *seconds += batches.get(index).map_or(Ok(0.0), |rows| step(rows))?;
+        }
+    }
+    bar.finish_and_clear();
+    let tokens: usize = lengths.iter().sum();
+    let [padded, packed] = seconds.map(|seconds| tokens as f64 / seconds);
+    Ok(Mix { tokens, padded, packed })
+}
+
+/// Lengths whose logarithm is normal: many short ones, few long ones. The same every time.
+fn lengths(count: usize, longest: usize) -> Vec<usize> {
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut uniform = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 11) as f64 / (1u64 << 53) as f64
+    };
+    let mut length = || {
+        let normal: f64 = (0..12).map(|_| uniform()).sum::<f64>() - 6.0;
+        // Half of them are shorter than a fifth of the longest.
+        let length = (longest as f64 / 5.0) * (0.9 * normal).exp();
+        (length as usize).clamp(8.min(longest), longest)
+    };
+    (0..count).map(|_| length()).collect()
+}
+
+/// Best fit, longest first: the lengths of each batch's sequences.
+fn packed(lengths: &[usize], capacity: usize) -> Vec<Vec<usize>> {
+    let mut sorted = lengths.to_vec();
+    sorted.sort_unstable_by(|left, right| right.cmp(left));
+    let mut bins: Vec<Vec<usize>> = Vec::new();
+    for length in sorted {
+        let room = |bin: &[usize]| capacity - bin.iter().sum::<usize>();
+        let fitting = bins.iter_mut().filter(|bin| room(bin) >= length);
+        match fitting.min_by_key(|bin| room(bin)) {
+            Some(bin) => bin.push(length),
+            None => bins.push(vec![length]),
+        }
+    }
+    bins
 }
 
 struct Found<'a> {
@@ -148,9 +279,20 @@ struct Found<'a> {
     seconds: Vec<f64>,
     losses: Vec<f64>,
     peak: Option<f64>,
+    recompute: Recompute,
+    forecast: Forecast,
 }
 
 impl Found<'_> {
+    fn recomputed(&self) -> usize {
+        let blocks = self.model.spec().layers.len();
+        match self.recompute {
+            Recompute::None => 0,
+            Recompute::Blocks(count) => count.min(blocks),
+            Recompute::All => blocks,
+        }
+    }
+
     fn tokens(&self) -> f64 {
         (self.args.seq * self.args.batch) as f64
     }
@@ -167,9 +309,10 @@ impl Found<'_> {
                 "tok_s": self.tokens() / median, "ms": 1e3 * median, "min_ms": 1e3 * min, "max_ms": 1e3 * max,
                 "seq": self.args.seq, "batch": self.args.batch, "rank": self.args.rank,
                 "targets": self.args.targets, "trainable": self.trainable,
-                "first_loss": self.losses.first(), "last_loss": self.losses.last(),
+                "recomputed_blocks": self.recomputed(), "first_loss": self.losses.first(), "last_loss": self.losses.last(),
             },
             "repetitions": self.seconds.len(),
+            "forecast_mb": self.forecast.total() as f64 / 1e6,
             "peak_rss_mb": self.peak,
             "device_memory_mb": device::memory(self.model.device())?.map(|memory| memory.peak as f64 / 1e6),
         }))
@@ -203,7 +346,7 @@ impl Found<'_> {
         if let Some(memory) = device::memory(self.model.device())? {
             text += &format!(", on the device {:.0} MB", memory.peak as f64 / 1e6);
         }
-        text.push('\n');
+        text += &format!(", forecast {:.0} MB\n", self.forecast.total() as f64 / 1e6);
         Ok(text)
     }
 }

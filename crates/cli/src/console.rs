@@ -103,6 +103,11 @@ impl Console {
         self.bar(label, total, "{msg} [{bar:30}] {pos}/{len} {eta}")
     }
 
+    /// A progress bar for training steps with a message; its length is set later.
+    pub(crate) fn step_bar(&self) -> ProgressBar {
+        self.bar("", 0, "[{bar:10}] {pos}/{len}  {wide_msg}")
+    }
+
     fn bar(&self, label: &str, total: u64, template: &str) -> ProgressBar {
         let target = if self.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let style = ProgressStyle::with_template(template).expect("the templates above are valid");

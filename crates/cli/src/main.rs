@@ -14,8 +14,10 @@ mod generate;
 mod interrupt;
 mod model;
 mod prompt;
+mod report;
 mod sampling;
 mod shapes;
+mod train;
 
 use std::process::ExitCode;
 
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
         Command::Prompt(args) => prompt::run(&args, &console),
         Command::Eval(args) => eval::run(&args, &console),
         Command::Adapter(args) => adapter::run(&args, &console),
+        Command::Report(args) => report::run(&args, &console),
         Command::Bench(args) => bench::run(&args, &console),
         Command::Doctor(args) => doctor::run(&args, &console),
     });

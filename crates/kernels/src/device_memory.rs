@@ -88,7 +88,7 @@ mod cuda {
         Ok(DeviceMemory { peak, free: free as u64 + kept, total: total as u64 })
     }
 
-    fn pool(device: &CudaDevice) -> Result<CUmemoryPool, DriverError> {
+    fn pool(device: &CudaDevice) -> std::result::Result<CUmemoryPool, DriverError> {
         let stream = device.cuda_stream();
         stream.context().bind_to_thread()?;
         // SAFETY: the device is open.

@@ -2,19 +2,20 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use metal_candle::{
-    lora::{Adapter, AdapterLayer, LoraConfig, Method, Scaling, Site},
+    lora::{Adapter, StoredAdapter},
     model::{Config, LoadOptions, Model, arch, weights::Checkpoint},
     train::{OptimizerConfig, Recompute, Rows, Trainer, TrainerOptions, Update},
 };
-use metal_candle_kernels::{cross_entropy::IGNORED, lora::LoraAdapter};
+use metal_candle_kernels::cross_entropy::IGNORED;
 use metal_candle_testkit::{
     golden::{self, Floats, Tensors},
     tolerance::{Gate, Precision, assert_close, tolerance},
 };
+use serde_json::Value;
 
 const METHODS: [&str; 3] = ["lora", "rslora", "dora"];
 const MODELS: [&str; 4] = ["llama3", "qwen2", "qwen3", "gemma2"];
@@ -116,6 +117,46 @@ fn clipping_and_schedules_act_as_in_pytorch() {
     check_values("qwen3-lora, clipped", &trainer, &expected, "clipped_steps.");
 }
 
+#[test]
+fn a_curve_of_200_steps_is_that_of_peft() {
+    let curve = golden::json("training/curve/curve.json");
+    let ids = |value: &Value| -> Vec<u32> {
+        let id = |id: &Value| id.as_i64().map(|id| u32::try_from(id).unwrap_or(IGNORED)).unwrap();
+        value.as_array().unwrap().iter().map(id).collect()
+    };
+    let number = |key: &str| curve["optimizer"][key].as_f64().unwrap() as f32;
+    let optimizer = OptimizerConfig {
+        betas: Some([0, 1].map(|index| curve["optimizer"]["betas"][index].as_f64().unwrap() as f32)),
+        epsilon: number("eps"),
+        weight_decay: number("weight_decay"),
+        ..OptimizerConfig::default()
+    };
+    let folder = golden::root().join(curve["model"].as_str().unwrap());
+    let model_options = LoadOptions { dtype: Some(DType::F32), ..LoadOptions::default() };
+    let model = Model::load(&folder, &model_options, &mut |_, _| ()).unwrap();
+    let adapter = adapter("training/curve/adapter", &model);
+    let mut trainer =
+        Trainer::lora(Arc::new(model), &adapter, TrainerOptions { optimizer, ..options() }).unwrap();
+    let batches = curve["batches"].as_array().unwrap();
+    assert_eq!(batches.len(), 200);
+    for (step, lines) in batches.iter().enumerate() {
+        let mut batch = Batch { tokens: Vec::new(), targets: Vec::new(), starts: vec![0] };
+        for line in ids(lines) {
+            let line = &curve["lines"][line as usize];
+            batch.tokens.extend(ids(&line["ids"]));
+            batch.targets.extend(ids(&line["targets"]));
+            batch.starts.push(batch.tokens.len() as u32);
+        }
+        let loss = trainer.accumulate(&batch.rows(), 0).unwrap();
+        let update =
+            Update { number: step as u32 + 1, learning_rate: number("learning_rate"), targets: loss.targets };
+        trainer.update(&update).unwrap();
+        let (found, expected) = (loss.sum / loss.targets as f64, curve["losses"][step].as_f64().unwrap());
+        let limit = tolerance(Gate::Curve, Precision::F32);
+        assert_close(&[found as f32], &[expected as f32], limit, format!("step {}", step + 1));
+    }
+}
+
 fn cases() -> impl Iterator<Item = (&'static str, &'static str)> {
     MODELS.into_iter().flat_map(|model| METHODS.map(|method| (model, method)))
 }
@@ -128,7 +169,7 @@ fn trainer(model: &str, method: &str, options: TrainerOptions) -> Trainer {
     let folder = golden::model(model).folder;
     let model_options = LoadOptions { dtype: Some(DType::F32), ..LoadOptions::default() };
     let loaded = Model::load(&folder, &model_options, &mut |_, _| ()).unwrap();
-    let adapter = adapter(&format!("training/{model}-{method}"));
+    let adapter = adapter(&format!("training/{model}-{method}"), &loaded);
     Trainer::lora(Arc::new(loaded), &adapter, options).unwrap()
 }
 
@@ -158,41 +199,7 @@ fn compare(gate: Gate, name: &str, found: &Floats, expected: &Floats) {
     assert_close(&found.values, &expected.values, tolerance(gate, Precision::F32), name);
 }
 
-/// A PEFT folder under `golden`, read here on its own.
-fn adapter(folder: &str) -> Adapter {
-    let config = golden::json(&format!("{folder}/adapter_config.json"));
-    let tensors = Tensors::open(&format!("{folder}/adapter_model.safetensors"));
-    let patterns = |key: &str| config[key].as_object().unwrap().clone();
-    let alpha = config["lora_alpha"].as_f64().unwrap() as f32;
-    let lora_config = LoraConfig {
-        method: if config["use_dora"] == true { Method::Dora } else { Method::Lora },
-        rank: config["r"].as_u64().unwrap() as usize,
-        scaling: match config["use_rslora"] == true {
-            true => Scaling::RankStabilised(alpha),
-            false => Scaling::Alpha(alpha),
-        },
-        rank_pattern: patterns("rank_pattern")
-            .iter()
-            .map(|(k, v)| (k.clone(), v.as_u64().unwrap() as usize))
-            .collect(),
-        alpha_pattern: patterns("alpha_pattern")
-            .iter()
-            .map(|(k, v)| (k.clone(), v.as_f64().unwrap() as f32))
-            .collect(),
-        ..LoraConfig::default()
-    };
-    let mut layers = BTreeMap::new();
-    for name in tensors.names() {
-        let Some(path) = name.strip_suffix(".lora_A.weight") else { continue };
-        let site = Site::parse(path.strip_prefix("base_model.model.").unwrap()).unwrap();
-        let tensor = |end: &str| {
-            let Floats { shape, values } = tensors.floats(&format!("{path}.{end}"));
-            Tensor::from_vec(values.clone(), shape.as_slice(), &Device::Cpu).unwrap()
-        };
-        let (a, b) = (tensor("lora_A.weight"), tensor("lora_B.weight"));
-        let magnitude = (lora_config.method == Method::Dora).then(|| tensor("lora_magnitude_vector"));
-        let lora = LoraAdapter { a, b, scale: lora_config.scale_at(site) };
-        layers.insert(site, AdapterLayer { lora, magnitude, minus: None });
-    }
-    Adapter { config: lora_config, layers }
+/// A PEFT folder under `golden`.
+fn adapter(folder: &str, model: &Model) -> Adapter {
+    StoredAdapter::load(&golden::root().join(folder), Some(model.spec())).unwrap().adapter
 }

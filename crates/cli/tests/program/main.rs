@@ -10,6 +10,7 @@ mod generate;
 mod help;
 mod hub;
 mod prompt;
+mod report;
 mod support;
 #[cfg(unix)]
 mod unix;

@@ -5,7 +5,7 @@ use metal_candle_kernels::{
     attention::{AttentionParams, PackedAttention, packed_attention_backward, packed_attention_forward},
     cross_entropy::{HeadWeight, LossParams, lm_head_loss_and_gradients},
     linear::{Projection, linear, linear_backward},
-    lora::{LoraAdapter, LoraStack, RowSlots, lora_stacked_in_place},
+    lora::{LoraAdapter, LoraStack, RowSlots, linear_with_adapters, lora_stacked_in_place},
 };
 
 use crate::{keep, median_seconds};
@@ -18,8 +18,10 @@ pub(crate) fn print(device: &Device) -> Result<()> {
         attention(device, dtype, sequences, length, (heads, groups, head_dim))?;
     }
     head_loss(device, dtype)?;
-    for (inputs, outputs) in [(4096, 4096), (4096, 14_336), (8192, 8192), (8192, 28_672)] {
-        adapters(device, dtype, inputs, outputs)?;
+    for rank in [8, 16] {
+        for (inputs, outputs) in [(4096, 4096), (4096, 14_336), (8192, 28_672)] {
+            adapters(device, dtype, (inputs, outputs), rank)?;
+        }
     }
     Ok(())
 }
@@ -82,36 +84,42 @@ fn head_loss(device: &Device, dtype: DType) -> Result<()> {
 }
 
 /// Sixteen rows, each with an adapter of its own, beside the base layer alone.
-fn adapters(device: &Device, dtype: DType, inputs: usize, outputs: usize) -> Result<()> {
+fn adapters(device: &Device, dtype: DType, (inputs, outputs): (usize, usize), rank: usize) -> Result<()> {
     const ROWS: usize = 16;
-    const RANK: usize = 8;
     // So many layers that their weights do not stay in a cache.
     let layers = 1_000_000_000usize.div_ceil(2 * inputs * outputs).clamp(2, 16);
     let x = random(&[ROWS, inputs], dtype, device)?;
     let mut made = Vec::new();
     for _ in 0..layers {
         let weight = random(&[outputs, inputs], dtype, device)?;
-        let mut stack = LoraStack::new(ROWS, RANK, (outputs, inputs), dtype, device)?;
+        let mut stack = LoraStack::new(ROWS, rank, (outputs, inputs), dtype, device)?;
         for slot in 0..ROWS {
-            let a = random(&[RANK, inputs], dtype, device)?;
-            let b = random(&[outputs, RANK], dtype, device)?;
+            let a = random(&[rank, inputs], dtype, device)?;
+            let b = random(&[outputs, rank], dtype, device)?;
             stack.set(slot, &LoraAdapter { a, b, scale: 2. })?;
         }
         made.push((Projection { weight, bias: None }, stack));
     }
     let slots: Vec<Option<u32>> = (0..ROWS as u32).map(Some).collect();
     let slots = RowSlots::new(&slots, device)?;
-    let case = format!("lora {ROWS} adapters {inputs}x{outputs} r{RANK}");
+    let case = format!("lora {ROWS} adapters {inputs}x{outputs} r{rank}");
     let flops = 2. * (ROWS * inputs * outputs) as f64;
     let base = median_seconds(device, layers, 1 << 28, |set| keep(linear(&x, &made[set].0)))?;
     line(&case, "base", base, flops);
-    let both = median_seconds(device, layers, 1 << 28, |set| {
+    let none = RowSlots::new(&[None; ROWS], device)?;
+    for (pass, slots) in [("one launch, no adapters", &none), ("one launch", &slots)] {
+        let seconds = median_seconds(device, layers, 1 << 28, |set| {
+            keep(linear_with_adapters(&x, &made[set].0, &made[set].1, slots))
+        })?;
+        line(&case, pass, seconds, flops);
+        println!("{case}, {pass}: {:+.2} % of the base layer", (seconds / base - 1.) * 100.);
+    }
+    let seconds = median_seconds(device, layers, 1 << 28, |set| {
         let y = linear(&x, &made[set].0)?;
         lora_stacked_in_place(&x, &y, &made[set].1, &slots)?;
         keep(Ok(y))
     })?;
-    line(&case, "with", both, flops);
-    println!("{case}: {:.2} % of the base layer", (both / base - 1.) * 100.);
+    line(&case, "two launches", seconds, flops);
     Ok(())
 }
 

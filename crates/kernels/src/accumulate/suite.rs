@@ -11,7 +11,7 @@ use crate::testing::{
 
 #[test]
 fn sums_match_the_definition() {
-    for shape in [&[1][..], &[7], &[8], &[3, 5, 9], &[64, 32], &[40_003]] {
+    for shape in [&[1][..], &[7], &[8], &[3, 5, 9], &[2059]] {
         for (start, alike) in [(0, false), (1, false), (0, true), (1, true)] {
             // A part of a tensor that may not start at a multiple of 16 bytes.
             let whole = |dtype| random(1, [&[shape[0] + start], &shape[1..]].concat(), dtype);

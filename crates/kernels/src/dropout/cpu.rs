@@ -92,6 +92,7 @@ unsafe fn drop_part_with<S: Simd, T: Element>(
 }
 
 /// The words of `COUNTERS` counters from `counter` on, in order.
+#[allow(clippy::needless_range_loop, reason = "loops over lanes become vectors")]
 #[inline(always)]
 fn words(counter: u64, seed: u64) -> [u32; WORDS] {
     let (mut key0, mut key1) = (seed as u32, (seed >> 32) as u32);

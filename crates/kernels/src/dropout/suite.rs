@@ -22,8 +22,8 @@ fn dropout_and_its_gradient_match_the_definition() {
         (&[1][..], 0, 0.5),
         (&[7], 1, 0.1),
         (&[3, 5, 9], 2, 0.75),
-        (&[64, 33], 3, 0.1),
-        (&[4003], 0, 0.3),
+        (&[20, 13], 3, 0.1),
+        (&[2059], 0, 0.3),
         (&[130], (1 << 34) - 65, 0.1),
         (&[50], u64::MAX - 60, 0.9),
     ] {
@@ -53,13 +53,13 @@ fn random_words_are_those_of_the_published_generator() {
 fn parts_of_a_tensor_drop_what_the_whole_drops() {
     for dtype in [DType::F32, DType::F16, DType::BF16] {
         each_rig("dropout", "forward", dtype, |device| {
-            let x = random(1, 1003, dtype).to_device(device).unwrap();
+            let x = random(1, 303, dtype).to_device(device).unwrap();
             let of = |x: &Tensor, first| {
                 let y = dropout(x, &Dropout { probability: 0.4, seed: SEED, first }).unwrap();
                 wide(&y.to_device(&Device::Cpu).unwrap())
             };
             let whole = of(&x, 9);
-            for (start, count) in [(0, 11), (11, 64), (75, 928)] {
+            for (start, count) in [(0, 11), (11, 64), (75, 228)] {
                 let part = of(&x.narrow(0, start, count).unwrap(), 9 + start as u64);
                 assert_eq!(part, whole[start..start + count], "{count} from {start}");
             }

@@ -229,6 +229,12 @@ pub(crate) fn multiprocessors(device: &CudaDevice) -> Result<usize> {
     Ok(device.cuda_stream().context().attribute(attribute).w()? as usize)
 }
 
+/// Shared memory that a block can ask for.
+pub(crate) fn most_shared_bytes(device: &CudaDevice) -> Result<usize> {
+    let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+    Ok(device.cuda_stream().context().attribute(attribute).w()? as usize)
+}
+
 /// A kernel's only argument.
 #[repr(transparent)]
 struct ByValue<A>(A);

@@ -54,6 +54,12 @@ FUNCTION uint warp_shuffle_xor(uint value, uint mask) { return __shfl_xor_sync(~
 FUNCTION float fused_multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 FUNCTION float reciprocal_square_root(float value) { return rsqrtf(value); }
 FUNCTION float exponential(float value) { return __expf(value); }
+// exp(value - base), without care for results below 1e-38, which become zero.
+FUNCTION float exponential_from(float value, float base) {
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"((value - base) * 1.4426950408889634f));
+    return result;
+}
 FUNCTION float logarithm(float value) { return logf(value); }
 FUNCTION float square_root(float value) { return sqrtf(value); }
 FUNCTION float hyperbolic_tangent(float value) { return tanhf(value); }

@@ -56,6 +56,7 @@ FUNCTION uint warp_shuffle_xor(uint value, uint mask) { return simd_shuffle_xor(
 FUNCTION float fused_multiply_add(float a, float b, float c) { return fma(a, b, c); }
 FUNCTION float reciprocal_square_root(float value) { return precise::rsqrt(value); }
 FUNCTION float exponential(float value) { return precise::exp(value); }
+FUNCTION float exponential_from(float value, float base) { return precise::exp(value - base); }
 FUNCTION float logarithm(float value) { return precise::log(value); }
 FUNCTION float square_root(float value) { return precise::sqrt(value); }
 FUNCTION float hyperbolic_tangent(float value) { return precise::tanh(value); }

@@ -8,6 +8,8 @@
 
 mod cpu;
 mod dora;
+#[cfg(feature = "cuda")]
+mod few_rows;
 mod gpu;
 #[cfg(test)]
 mod reference;
@@ -18,7 +20,7 @@ use std::ops::Range;
 use candle_core::{DType, Result, Tensor, bail};
 
 pub use dora::{Dora, DoraGradients, dora, dora_backward, dora_norm};
-pub use stack::{LoraStack, RowSlots, lora_stacked_in_place};
+pub use stack::{LoraStack, RowSlots, linear_with_adapters, lora_stacked_in_place};
 
 use crate::{
     device::{narrow_on_cpu, runs_kernels},

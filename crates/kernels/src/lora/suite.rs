@@ -197,6 +197,54 @@ fn stacked_adapters_match_the_definition() {
     }
 }
 
+#[test]
+fn a_layer_with_adapters_by_row_matches_the_definition() {
+    // What is one launch on an NVIDIA GPU, with ranks of both kernels, and what is not: rows, widths and ranks.
+    for (count, (inputs, outputs, rank)) in [
+        (1, (64, 32, 8)),
+        (16, (896, 96, 16)),
+        (9, (640, 64, 24)),
+        (3, (1088, 32, 64)),
+        (17, (64, 32, 8)),
+        (6, (60, 33, 5)),
+    ] {
+        let slots: Vec<Option<u32>> =
+            (0..count).map(|row| [Some(1), None, Some(0)][row * 7 % 5 % 3]).collect();
+        let sizes = [(count, inputs), (outputs, inputs), (rank, inputs), (outputs, rank), (1, outputs)];
+        let tensors = sizes.into_iter().enumerate();
+        check(&Case {
+            op: "linear_with_adapters",
+            name: format!("{count} rows, {inputs} to {outputs}, rank {rank}"),
+            gates: GATES,
+            inputs: tensors.map(|(seed, shape)| random(seed as u64, shape, DType::F64)).collect(),
+            run: &|tensors| {
+                let [x, weight, a, b, bias] = tensors else { unreachable!("five inputs") };
+                let projection = Projection { weight: weight.clone(), bias: Some(bias.flatten_all()?) };
+                let mut stack = LoraStack::new(2, rank, (outputs, inputs), x.dtype(), x.device())?;
+                for slot in 0..2 {
+                    let scale = SCALE * (slot + 1) as f32;
+                    stack.set(slot, &LoraAdapter { a: a.clone(), b: b.clone(), scale })?;
+                }
+                let slots = RowSlots::new(&slots, x.device())?;
+                // Twice: one call leaves the stack's memory as the next needs it.
+                linear_with_adapters(x, &projection, &stack, &slots)?;
+                Ok(vec![linear_with_adapters(x, &projection, &stack, &slots)?])
+            },
+            gradients: Gradients::None,
+            definition: &|tensors| {
+                let [x, weight, a, b, bias] = tensors else { unreachable!("five inputs") };
+                let rows = slots.iter().enumerate().map(|(row, slot)| {
+                    let x = x.narrow(0, row, 1)?;
+                    let base = (x.matmul(&weight.t()?)? + bias)?;
+                    let Some(slot) = *slot else { return Ok(base) };
+                    base + reference::delta(&x, a, b, SCALE * (slot + 1) as f32)?
+                });
+                Ok(vec![Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)?])
+            },
+        });
+    }
+}
+
 /// x, A, B, magnitude; weight, bias and norm are constant, and the same in all float types.
 fn dora_inputs(rows: usize, inputs: usize, outputs: usize, rank: usize) -> (Vec<Tensor>, [Tensor; 3]) {
     let tensors = vec![

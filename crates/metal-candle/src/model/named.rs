@@ -43,8 +43,7 @@ fn norms(block: &Block, placement: NormPlacement) -> Vec<(String, Tensor)> {
         NormPlacement::Around => vec![before_attention, after_attention, before_mlp, after_mlp],
     };
     let around = placement.names().iter().copied().zip(around);
-    let heads =
-        [("self_attn.q_norm", &attention.query_norm), ("self_attn.k_norm", &attention.key_norm)];
+    let heads = [("self_attn.q_norm", &attention.query_norm), ("self_attn.k_norm", &attention.key_norm)];
     let all = around.chain(heads);
     all.filter_map(|(name, norm)| Some((name.to_owned(), norm.as_ref()?.weight.clone()))).collect()
 }

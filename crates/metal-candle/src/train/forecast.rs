@@ -263,12 +263,17 @@ mod tests {
         assert!(total(&load(&spec, Some(&lora), 1024)) > total(&base));
         assert!(total(&Workload { recompute: Recompute::All, ..base }) < total(&base) / 3 * 2);
         let half = Workload { recompute: Recompute::Blocks(12), ..base };
-        assert!(total(&half) < total(&base) && total(&half) > total(&Workload { recompute: Recompute::All, ..base }));
+        assert!(
+            total(&half) < total(&base)
+                && total(&half) > total(&Workload { recompute: Recompute::All, ..base })
+        );
         assert!(total(&Workload { weights: DType::F32, ..base }) > total(&base));
         let gpu = Workload { compute: DType::BF16, cpu: false, ..base };
         assert!(Forecast::new(&gpu).activations < Forecast::new(&base).activations);
         let late = LoraConfig { last_layers: Some(4), ..lora.clone() };
-        assert!(Forecast::new(&load(&spec, Some(&late), 512)).activations < Forecast::new(&base).activations / 5);
+        assert!(
+            Forecast::new(&load(&spec, Some(&late), 512)).activations < Forecast::new(&base).activations / 5
+        );
         let dora = LoraConfig { method: Method::Dora, ..lora.clone() };
         assert!(total(&load(&spec, Some(&dora), 512)) > total(&base));
         assert!(total(&load(&spec, None, 512)) > total(&base));

@@ -13,7 +13,8 @@ mod sums;
 mod trainer;
 
 pub use config::{
-    AdapterFormat, DataConfig, EvaluationConfig, RecomputeChoice, RunLength, SampleConfig, TrainConfig, Training,
+    AdapterFormat, DataConfig, EvaluationConfig, RecomputeChoice, RunLength, SampleConfig, TrainConfig,
+    Training,
 };
 pub use forecast::{Forecast, Workload, time_left};
 pub use optimizer::{Optimizer, OptimizerConfig, Update, Updated};

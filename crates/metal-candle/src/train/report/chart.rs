@@ -114,7 +114,9 @@ fn path(plot: &Plot, line: &Line) -> String {
         }
     }
     let mut html = format!("<path class=\"{class}\" d=\"{path}\"/>\n");
-    if let &[(step, value)] = &line.points[..] {
+    if let &[(step, value)] = &line.points[..]
+        && value.is_finite()
+    {
         html += &point(plot, &format!("{class} single"), step, value, &format!("step {step}"));
     }
     if line.role == Role::Evaluation && line.points.len() <= MOST_POINTS {

@@ -1,6 +1,6 @@
 //! What a user sees of a run afterwards: its events in a file, TensorBoard's files, a page and a picture.
 //!
-//! [`MetricsFile`] and [`TensorBoard`] observe the run; [`write`] turns the metrics file into `report.html` and `loss.png`,
+//! [`MetricsFile`] and [`TensorBoard`] observe the run; [`write()`] turns the metrics file into `report.html` and `loss.png`,
 //! at its end or at any time.
 
 mod chart;
@@ -81,10 +81,14 @@ pub struct Written {
 
 /// Writes the page and the picture of the run whose metrics are in `folder`. Each file is replaced at once or not at all.
 pub fn write(folder: &Path, next: &[NextCommand]) -> Result<Written, ReportError> {
-    let history = History::read(&folder.join(METRICS_FILE))?;
+    write_history(&History::read(&folder.join(METRICS_FILE))?, folder, next)
+}
+
+/// Writes the page and the picture of a run that is known already; see [`write()`].
+pub fn write_history(history: &History, folder: &Path, next: &[NextCommand]) -> Result<Written, ReportError> {
     let written = Written { page: folder.join(PAGE_FILE), picture: folder.join(PICTURE_FILE) };
-    replace(&written.page, page::render(&history, next).as_bytes())?;
-    replace(&written.picture, &picture::render(&history))?;
+    replace(&written.page, page::render(history, next).as_bytes())?;
+    replace(&written.picture, &picture::render(history))?;
     Ok(written)
 }
 

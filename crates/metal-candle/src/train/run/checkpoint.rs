@@ -49,7 +49,12 @@ impl Checkpoints {
     }
 
     /// Writes one, and then removes all but the `keep_last` newest and the best.
-    pub(super) fn save(&self, trainer: &Trainer, state: &RunState, adapter: &SaveAdapter<'_>) -> Result<PathBuf> {
+    pub(super) fn save(
+        &self,
+        trainer: &Trainer,
+        state: &RunState,
+        adapter: &SaveAdapter<'_>,
+    ) -> Result<PathBuf> {
         let path = self.path(state.step);
         let failed = |error| TrainError::io("write", &path, error);
         let partial = durable::partial_path(&path).map_err(failed)?;
@@ -110,8 +115,12 @@ impl Checkpoints {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(TrainError::io("read", &self.folder, error)),
         };
-        let name = |entry: std::io::Result<fs::DirEntry>| Ok(entry?.file_name().to_string_lossy().into_owned());
-        entries.map(name).collect::<std::io::Result<_>>().map_err(|error| TrainError::io("read", &self.folder, error))
+        let name =
+            |entry: std::io::Result<fs::DirEntry>| Ok(entry?.file_name().to_string_lossy().into_owned());
+        entries
+            .map(name)
+            .collect::<std::io::Result<_>>()
+            .map_err(|error| TrainError::io("read", &self.folder, error))
     }
 
     fn write(
@@ -125,7 +134,8 @@ impl Checkpoints {
             adapter.save(&now, folder)?;
         }
         let path = folder.join(PARAMETERS);
-        let tensors: Vec<_> = trainer.parameters().state()?.into_iter().map(|own| (own.name, own.state)).collect();
+        let tensors: Vec<_> =
+            trainer.parameters().state()?.into_iter().map(|own| (own.name, own.state)).collect();
         durable::write_file(&path, |file| weights::write_tensors(file, &tensors, &Default::default()))
             .map_err(|error| TrainError::io("write", &path, error))?;
         let mut state = state.clone();

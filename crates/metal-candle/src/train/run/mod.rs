@@ -30,7 +30,8 @@ use super::{
     Rows, TrainConfig, TrainError, Trainer, Update,
     data::{Batch, Prefetch},
     events::{
-        Checkpoint, Evaluation, Finished, Notice, Observer, Speaker, Split, Started, Step, Stopped, TrainEvent,
+        Checkpoint, Evaluation, Finished, Notice, Observer, Speaker, Split, Started, Step, Stopped,
+        TrainEvent,
     },
 };
 use crate::{LanguageModel, Result, data::Encoder, device, lora::SaveOptions};
@@ -94,7 +95,8 @@ impl Run {
         let mut trainer = trainer_for(&language_model, &config, &state)?;
         trainer.restore(&Checkpoints::parameters(&found.path)?)?;
         let mut run = Self::assemble(language_model, config, trainer, encoder, files, checkpoints, state)?;
-        run.notices.extend(found.passed_over.iter().map(|which| format!("damaged, and passed over: {which}")));
+        run.notices
+            .extend(found.passed_over.iter().map(|which| format!("damaged, and passed over: {which}")));
         Ok(run)
     }
 
@@ -113,7 +115,18 @@ impl Run {
         let dtype = language_model.model().dtype();
         // Where all weights are trained, those that were loaded are not needed any more.
         let language_model = Arc::new(language_model.with_model(Arc::clone(trainer.model())));
-        Ok(Self { dtype, language_model, config, trainer, encoder, files, batches, checkpoints, state, notices })
+        Ok(Self {
+            dtype,
+            language_model,
+            config,
+            trainer,
+            encoder,
+            files,
+            batches,
+            checkpoints,
+            state,
+            notices,
+        })
     }
 
     /// The settings.

@@ -62,7 +62,8 @@ impl DataFiles {
 
     /// For people.
     pub(super) fn description(&self) -> Value {
-        let of = |file: &DataFile| json!({ "path": file.path().display().to_string(), "examples": file.len() });
+        let of =
+            |file: &DataFile| json!({ "path": file.path().display().to_string(), "examples": file.len() });
         self.each().map(|(name, file)| (name.to_owned(), of(file))).collect()
     }
 
