@@ -9,15 +9,18 @@ from pathlib import Path
 
 from answers import conversation
 from grammar import Chance
-from stories import story
+from stories import short, story
 
 SEED = 20_261
-PARTS = {"train": 50_000, "valid": 300}
+PARTS = {"train": 60_000, "valid": 300}
 
 
 def record(chance):
-    if chance.below(100) < 45:
+    kind = chance.below(100)
+    if kind < 38:
         return {"text": story(chance)[0]}
+    if kind < 50:
+        return {"text": short(chance)}
     return {"messages": conversation(chance)}
 
 

@@ -1,6 +1,7 @@
 """Little stories: a plot is a list of paragraphs, each made of sentences with choices."""
 
 from grammar import write
+from plots import MORE_PLOTS, SHORT
 from words import (
     ANIMALS, BOYS, CRAFTS, DISHES, FOODS, GIRLS, HIDING, KIN, LOOKS, MORNINGS, NATURES, PEOPLE, PETS, PLACES, SKILLS, THINGS,
     WEATHER,
@@ -66,7 +67,7 @@ SKILL = [
 ]
 JOURNEY = [
     "{name} had never seen the [sea|mountains|city|desert|great forest]. {morning}, {he} packed {food} and a {thing} and [set out|went on {his} way|said goodbye to {his} {kin}].",
-    "On the first day, {he} met {kind2} {place}. \"Where are you going?\" asked {name2}. \"[Far away|To see the world|As far as the road goes],\" said {name}. \"[May I come with you|Then take me with you]?\" So they went on together.",
+    "On the first day, {he} met {kind2} {place}. \"Where are you going?\" asked {name2}. \"[Far away|To see the world|As far as the road goes],\" said {name}. \"[May I come with you?|Then take me with you.]\" So they went on together.",
     "They came to a [deep river|high wall|dark valley|steep mountain]. [There was no bridge.|{name} wanted to turn back.|The way was long and hard.] But {name2} [found a boat|knew a path|had a rope], and they [helped each other|held hands|went on].",
     "[After seven days|On the third day|At last], they stood [on the top|at the shore|before the gate]. [It was more beautiful than they had dreamed.|The world was wide and bright.|They could see for miles.] \"[It was worth every step|Now I know how big the world is|Let us stay a while],\" said {name}.",
 ]
@@ -122,7 +123,7 @@ SHOP = [
     "When {he} came to the {worker}, [the {food} was gone|there was only one coin left|it was almost evening]. \"Oh no,\" said {name}. \"What shall I do?\" The {worker} [laughed|smiled] and said, \"[Help me carry these boxes, and I will find something for you|I kept some for you|Come back tomorrow, and bring the coin].\"",
     "So {name} came home [late|tired], but with {food}. [{His} {kin} shook {his} head and smiled.|And {he} had a good story to tell.|They ate it together by the fire.]",
 ]
-PLOTS = [LOST, MAKING, STORM, FRIEND, NOISE, SKILL, JOURNEY, SHARING, MISTAKE, RACE, GIFT, SEED, TRADE, RESCUE, STAR, SHOP]
+PLOTS = [LOST, MAKING, STORM, FRIEND, NOISE, SKILL, JOURNEY, SHARING, MISTAKE, RACE, GIFT, SEED, TRADE, RESCUE, STAR, SHOP] + MORE_PLOTS
 
 
 def person(chance):
@@ -152,6 +153,8 @@ def cast(chance, hero=None, thing=None):
     skill = chance.pick(list(SKILLS))
     craft = chance.pick(list(CRAFTS))
     home = chance.pick(HOMES)
+    worker, worker2 = chance.some(PEOPLE, 2)
+    beasts = chance.some(ANIMALS, 3)
     look, look2, color = chance.some(LOOKS[:5] + LOOKS[6:10] + LOOKS[11:], 3)
     return {
         "name": name, "kind": f"a {chance.pick(NATURES)} {what}", "he": he, "him": him, "his": his,
@@ -162,7 +165,7 @@ def cast(chance, hero=None, thing=None):
         "thing": thing or first, "thing2": second if second != thing else first, "food": food, "food2": food2,
         "hide": hide, "hide2": hide2, "look": look, "look2": look2, "color": chance.pick(["red", "blue", "green", "yellow", "white"]),
         "skill": skill, "where": SKILLS[skill], "craft": craft, "stuff": CRAFTS[craft][0], "act": CRAFTS[craft][1],
-        "part": CRAFTS[craft][0].split()[0], "worker": chance.pick(PEOPLE), "kin": chance.pick(KIN), "home": home, "home2": home,
+        "part": CRAFTS[craft][0].split()[0], "greeting": chance.pick(["You are my friend", "I like you", "Good morning"]), "worker": worker, "worker2": worker2, "beast": beasts[0], "beast2": beasts[1], "beast3": beasts[2], "kin": chance.pick(KIN), "home": home, "home2": home,
         "animal2": chance.pick([animal for animal in ANIMALS if animal != what]), "petname": chance.pick([pet for pet in PETS if pet not in (name, name2)]),
         "somewhere": chance.pick(["the kitchen", "the attic", "the roof", "the cellar", "the garden", "the cupboard", "the stairs"]),
         "breakable": chance.pick(["vase", "cup", "mirror", "lamp", "bowl", "clock", "jug"]),
@@ -185,3 +188,8 @@ def story(chance, hero=None, thing=None, plots=PLOTS):
     parts.append(chance.pick([ending for ending in ENDINGS if met or "{name2}" not in ending]))
     join = "\n\n" if chance.once_in(3) else " "
     return join.join(part for part in (write(chance, part, slots) for part in parts) if part), slots
+
+
+def short(chance):
+    """A text that is no story: a description, a letter, a page of a diary, a talk, a fable."""
+    return write(chance, chance.pick(SHORT), cast(chance))

@@ -12,7 +12,7 @@ ANIMALS = {
 }
 PEOPLE = [
     "baker", "miller", "farmer", "fisherman", "teacher", "gardener", "carpenter", "shopkeeper", "postman", "librarian",
-    "tailor", "doctor", "captain", "shepherd", "clockmaker", "painter", "potter", "beekeeper", "neighbour", "blacksmith",
+    "tailor", "doctor", "captain", "shepherd", "clockmaker", "painter", "potter", "beekeeper", "sailor", "blacksmith",
 ]
 KIN = ["grandmother", "grandfather", "aunt", "uncle", "mother", "father", "big sister", "big brother", "cousin"]
 PLACES = [
