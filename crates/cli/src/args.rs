@@ -3,7 +3,7 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use metal_candle::device::{DType, DeviceChoice};
 
-use crate::{adapter, bench, chat, doctor, eval, generate, prompt, report};
+use crate::{adapter, bench, chat, doctor, eval, generate, prompt, report, train};
 
 const EXAMPLES: &str = "\
 First steps:
@@ -43,6 +43,9 @@ pub(crate) enum Command {
     /// Measure loss and perplexity on a data file
     #[command(after_help = eval::EXAMPLES)]
     Eval(eval::EvalArgs),
+    /// Fine-tune a model: LoRA, DoRA or all weights; or train one from random weights
+    #[command(after_help = train::EXAMPLES)]
+    Train(Box<train::TrainArgs>),
     /// Look at adapters, convert them, merge them into a model
     #[command(after_help = adapter::EXAMPLES)]
     Adapter(adapter::AdapterCommand),

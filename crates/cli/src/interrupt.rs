@@ -1,6 +1,7 @@
 //! Ctrl-C: ends the program with code 130, or only the answer that is being given in a chat.
 
 use std::{
+    fmt,
     io::Write as _,
     sync::atomic::{AtomicU8, Ordering},
 };
@@ -8,7 +9,19 @@ use std::{
 use anyhow::{Context as _, Result};
 
 /// By convention 128 plus the number of the signal.
-const EXIT_CODE: i32 = 130;
+pub(crate) const EXIT_CODE: u8 = 130;
+
+/// Ctrl-C was pressed, and all that could be saved is saved.
+#[derive(Debug)]
+pub(crate) struct Interrupted;
+
+impl fmt::Display for Interrupted {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("interrupted")
+    }
+}
+
+impl std::error::Error for Interrupted {}
 
 static STATE: AtomicU8 = AtomicU8::new(State::Idle as u8);
 
@@ -37,7 +50,7 @@ pub(crate) fn install() -> Result<()> {
         if answering.is_err() {
             // The cursor may stand behind a prompt or a progress bar.
             writeln!(std::io::stderr()).ok();
-            std::process::exit(EXIT_CODE);
+            std::process::exit(i32::from(EXIT_CODE));
         }
     })
     .context("cannot handle Ctrl-C")

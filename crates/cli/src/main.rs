@@ -36,6 +36,7 @@ fn main() -> ExitCode {
         Command::Chat(args) => chat::run(&args, &console),
         Command::Prompt(args) => prompt::run(&args, &console),
         Command::Eval(args) => eval::run(&args, &console),
+        Command::Train(args) => train::run(&args, &console),
         Command::Adapter(args) => adapter::run(&args, &console),
         Command::Report(args) => report::run(&args, &console),
         Command::Bench(args) => bench::run(&args, &console),
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read our output, `head` say, has seen enough.
         Err(error) if error.is::<console::OutputClosed>() => ExitCode::SUCCESS,
+        Err(error) if error.is::<interrupt::Interrupted>() => ExitCode::from(interrupt::EXIT_CODE),
         Err(error) => {
             console.error(&error);
             ExitCode::FAILURE

@@ -26,7 +26,7 @@ pub(crate) fn next_commands(history: &History, folder: &Path) -> Vec<NextCommand
 }
 
 /// One word of a shell's command line.
-fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:@,+=%".contains(&byte);
     if !text.is_empty() && text.bytes().all(plain) {
         return text.to_owned();

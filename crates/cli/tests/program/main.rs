@@ -12,5 +12,8 @@ mod hub;
 mod prompt;
 mod report;
 mod support;
+mod train;
+#[cfg(unix)]
+mod train_killed;
 #[cfg(unix)]
 mod unix;

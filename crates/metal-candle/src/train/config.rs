@@ -26,6 +26,8 @@ pub struct TrainConfig {
     pub from_scratch: bool,
     /// The adapter, unless all weights are trained.
     pub lora: LoraConfig,
+    /// An adapter's folder, or the file in it, whose values are the first ones. Its shape counts then, not that of `lora`.
+    pub initial_adapter: Option<PathBuf>,
     /// What it learns from.
     pub data: DataConfig,
     /// How parameters follow their gradients.
@@ -179,6 +181,7 @@ impl Default for TrainConfig {
             method: Training::default(),
             from_scratch: false,
             lora: LoraConfig::default(),
+            initial_adapter: None,
             data: DataConfig::default(),
             optimizer: OptimizerConfig::default(),
             schedule: Schedule::default(),

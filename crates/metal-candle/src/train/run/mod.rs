@@ -71,10 +71,10 @@ impl Run {
         if let Some(&step) = checkpoints.steps()?.last() {
             return Err(TrainError::Occupied { folder: config.output, step }.into());
         }
-        output::check(&config)?;
         let files = DataFiles::open(&config, progress)?;
         let (encoder, state) = setup::fresh(&language_model, &config, &files)?;
         let trainer = trainer_for(&language_model, &config, &state)?;
+        output::check(&config)?;
         Self::assemble(language_model, config, trainer, encoder, files, checkpoints, state)
     }
 

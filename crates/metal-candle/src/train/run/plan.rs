@@ -1,15 +1,21 @@
 //! What a run would do, without doing it.
 
+use std::time::Instant;
+
 use serde::Serialize;
 
 use super::{
     Run,
     setup::{self, DataFiles},
+    state::RunState,
 };
 use crate::{
     LanguageModel, Result,
     lora::Method,
-    train::{Forecast, Recompute, TrainConfig, Training, data::survey},
+    train::{
+        Forecast, Recompute, TrainConfig, Training,
+        data::{Loader, survey},
+    },
 };
 
 /// A run before it begins.
@@ -43,6 +49,8 @@ pub struct Plan {
     pub recomputed_blocks: usize,
     /// Bytes at the highest point.
     pub memory: Forecast,
+    /// What the steps would take, from the speed of one batch.
+    pub seconds: f64,
 }
 
 impl Plan {
@@ -63,6 +71,8 @@ impl Plan {
         let mut load = setup::workload(language_model, config, rows, found.most_targets as u64);
         load.recompute = setup::recompute(&load, config.recompute);
         let memory = Forecast::new(&load);
+        let rows_per_second =
+            speed(language_model, config, setup::loader(config, &files, &encoder)?, &state)?;
         let parameters = language_model.model().spec().parameters();
         let batches = (state.total_steps * config.accumulation as u64) as f64;
         Ok(Self {
@@ -84,8 +94,27 @@ impl Plan {
                 Recompute::All => load.spec.layers.len(),
             },
             memory,
+            seconds: found.rows as f64 / found.batches as f64 * batches / rows_per_second,
         })
     }
+}
+
+/// Rows per second of the second batch: the first one also makes room in memory.
+fn speed(
+    language_model: &LanguageModel,
+    config: &TrainConfig,
+    loader: Loader,
+    state: &RunState,
+) -> Result<f64> {
+    let mut trainer = setup::trainer_for(language_model, config, state)?;
+    let mut found = 0.0;
+    for (draw, batch) in loader.take(2).enumerate() {
+        let batch = batch?;
+        let began = Instant::now();
+        trainer.accumulate(&super::rows(&batch), draw as u64)?;
+        found = batch.rows() as f64 / began.elapsed().as_secs_f64();
+    }
+    Ok(found)
 }
 
 impl Run {

@@ -1,15 +1,16 @@
 //! From settings to what a run works with.
 
-use std::{collections::BTreeMap, num::NonZero, sync::Arc};
+use std::{collections::BTreeMap, num::NonZero, path::Path, sync::Arc};
 
+use candle_core::DType;
 use serde_json::{Value, json};
 
 use super::state::{ModelStamp, RunState};
 use crate::{
     LanguageModel, Result,
     data::Encoder,
-    lora::Adapter,
-    model::weights::Weights,
+    lora::{Adapter, StoredAdapter},
+    model::{Model, weights::Weights},
     text::LocalTime,
     train::{
         Forecast, Recompute, RecomputeChoice, RunLength, TrainConfig, TrainError, Trainer, TrainerOptions,
@@ -32,7 +33,7 @@ pub(super) struct DataFiles {
 impl DataFiles {
     pub(super) fn open(config: &TrainConfig, progress: &mut dyn FnMut(u64, u64)) -> Result<Self> {
         let source = Source::find(&config.data.path)?;
-        let mut open = |path: &std::path::Path| {
+        let mut open = |path: &Path| {
             Ok::<_, crate::Error>(Arc::new(DataFile::open(path, config.bad_line_policy(), progress)?))
         };
         let train = open(&source.train)?;
@@ -169,7 +170,10 @@ pub(super) fn trainer_for(
     debug_assert_eq!(state.config.method, config.method);
     Ok(match config.method {
         Training::Adapter => {
-            let adapter = Adapter::initial(&config.lora, model, config.seed)?;
+            let adapter = match &config.initial_adapter {
+                None => Adapter::initial(&config.lora, model, config.seed)?,
+                Some(path) => stored(path, config, model)?,
+            };
             Trainer::lora(Arc::clone(model), &adapter, options)?
         }
         Training::Full => {
@@ -177,6 +181,17 @@ pub(super) fn trainer_for(
             Trainer::full(model.spec().clone(), weights, model.device(), options)?
         }
     })
+}
+
+/// An adapter that training goes on from.
+fn stored(path: &Path, config: &TrainConfig, model: &Model) -> Result<Adapter> {
+    let folder = match path.parent() {
+        Some(folder) if path.is_file() => folder,
+        _ => path,
+    };
+    let mut adapter = StoredAdapter::load(folder, Some(model.spec()))?.adapter;
+    adapter.config.dropout = config.lora.dropout;
+    Ok(adapter.to(model.device(), DType::F32)?)
 }
 
 /// What a batch of so many rows and targets would take.
@@ -191,7 +206,7 @@ pub(super) fn workload<'a>(
     Workload {
         spec: model.spec(),
         weights: model.dtype(),
-        compute: if adapter.is_some() { model.compute_dtype() } else { candle_core::DType::F32 },
+        compute: if adapter.is_some() { model.compute_dtype() } else { DType::F32 },
         cpu: model.device().is_cpu(),
         adapter,
         rows,

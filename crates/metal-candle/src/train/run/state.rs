@@ -77,6 +77,8 @@ impl RunState {
         if is_no_shorter(before.length, after.length, self.step) {
             (before.length, after.length) = (RunLength::default(), RunLength::default());
         }
+        // The folder may have been moved.
+        before.output.clone_from(&after.output);
         compare("", &as_json(&before), &as_json(&after), &mut differences);
         compare("model.", &as_json(&self.model), &as_json(&now.model), &mut differences);
         let names: std::collections::BTreeSet<&String> = self.data.keys().chain(now.data.keys()).collect();
