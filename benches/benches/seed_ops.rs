@@ -119,16 +119,17 @@ fn full_training_step(criterion: &mut Criterion) {
     let adapter =
         LoraAdapter { a: part(&values, 0, [RANK, WIDTH]), b: part(&values, half, [WIDTH, RANK]), scale: 2. };
     let (da, db) = (part(&gradient, 0, [RANK, WIDTH]), part(&gradient, half, [WIDTH, RANK]));
-    let one = Tensor::full(-1f32 / 256., targets.shape(), &Device::Cpu).expect("memory");
+    let minus_one = Tensor::full(-1f32, targets.shape(), &Device::Cpu).expect("memory");
     let mut number = 0;
     let mut step = || -> Result<f32> {
         let logits = zeros(&[256, WIDTH]);
         let projected = lora_down(&x, &adapter)?;
         lora_up_in_place(&projected, &logits, &adapter)?;
-        let log_sum = logits.log_sum_exp(1)?.unsqueeze(1)?;
-        let loss = (&log_sum - logits.gather(&targets, 1)?)?.mean_all()?;
-        let softmax = (logits.broadcast_sub(&log_sum)?.exp()? / 256.)?;
-        let d_logits = softmax.scatter_add(&targets, &one, D::Minus1)?;
+        let probabilities = softmax(&logits, Mask::None)?;
+        // ln Σ exp, from the largest logit and what it has become.
+        let log_sum = (logits.max_keepdim(1)? - probabilities.max_keepdim(1)?.log()?)?;
+        let loss = (log_sum - logits.gather(&targets, 1)?)?.mean_all()?;
+        let d_logits = (probabilities.scatter_add(&targets, &minus_one, D::Minus1)? / 256.)?;
         gradient.zero_set()?;
         let into = LoraGradients { dx: None, da: &da, db: &db };
         lora_backward(&x, &d_logits, &adapter, &projected, &into)?;

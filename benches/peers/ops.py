@@ -114,7 +114,8 @@ def layer_norm(case, single):
         return lambda: torch.nn.functional.layer_norm(x, (columns,), weight, bias, 1e-5)
     _, mean, factor = torch.ops.aten.native_layer_norm(x, (columns,), weight, bias, 1e-5)
     backward = torch.ops.aten.native_layer_norm_backward
-    return lambda: backward(dy, x, (columns,), mean, factor, weight, bias, [True] * 3)
+    wanted = [True, False, False] if single == "frozen" else [True] * 3
+    return lambda: backward(dy, x, (columns,), mean, factor, weight, bias, wanted)
 
 
 def rope(case, single):

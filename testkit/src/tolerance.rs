@@ -24,6 +24,8 @@ pub enum Gate {
     CrossEntropyBackward,
     /// A sum in place.
     Accumulate,
+    /// The same in the type of what is added.
+    AccumulateAlike,
     /// A change of type, and its gradient.
     Cast,
     /// Dropout, and its gradient.
@@ -106,6 +108,8 @@ const TABLE: &[(Gate, [f32; 3])] = &[
     (Gate::CrossEntropyBackward, [2e-5, 4e-3, 3e-2]),
     // One sum in f32 of what every type holds exactly.
     (Gate::Accumulate, [1e-7, 1e-7, 1e-7]),
+    // One rounding to the type.
+    (Gate::AccumulateAlike, [1e-7, 1e-3, 8e-3]),
     // One product, rounded to the narrowest type of the test whatever the type of the input.
     (Gate::Cast, [8e-3, 8e-3, 8e-3]),
     // One product, rounded once.

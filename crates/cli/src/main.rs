@@ -29,6 +29,7 @@ use crate::{
 };
 
 fn main() -> ExitCode {
+    metal_candle::device::keep_freed_memory();
     let line = CommandLine::parse();
     let console = Console::new(line.quiet);
     let outcome = interrupt::install().and_then(|()| match line.command {

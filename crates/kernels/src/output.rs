@@ -37,6 +37,16 @@ pub(crate) unsafe fn filled<T: Copy>(length: usize, fill: impl FnOnce(Output<T>)
     vector
 }
 
+/// Adds up rows of `width`, at least one, that tasks have summed apart, in their order.
+pub(crate) fn sum_of_parts(mut parts: Vec<f32>, width: usize) -> Vec<f32> {
+    let (sum, others) = parts.split_at_mut(width);
+    for part in others.chunks_exact(width.max(1)) {
+        sum.iter_mut().zip(part).for_each(|(sum, value)| *sum += value);
+    }
+    parts.truncate(width);
+    parts
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

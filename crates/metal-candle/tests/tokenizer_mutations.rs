@@ -57,84 +57,98 @@ fn stranger(random: &mut Pcg64Mcg) -> Value {
     values[random.random_range(0..values.len())].clone()
 }
 
-/// Parts that are right in themselves, to be put where they may not fit.
-fn parts() -> Vec<Value> {
-    let patterns = ["l*", "^", "$", r"\b", "(?=o)", " +", "(?<=[.!])"].map(|regex| json!({ "Regex": regex }));
-    let texts = ["", "l", " "].map(|text| json!({ "String": text }));
-    let mut parts = vec![
+/// Where parts stand, and parts that are right there.
+fn places() -> Vec<(&'static str, Vec<Value>)> {
+    let named = |names: &[&str]| -> Vec<Value> { names.iter().map(|name| json!({ "type": name })).collect() };
+    let mut normalizers = vec![
         json!({ "type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null, "lowercase": true }),
         json!({ "type": "Strip", "strip_left": true, "strip_right": true }),
         json!({ "type": "Prepend", "prepend": "" }),
         json!({ "type": "Precompiled", "precompiled_charsmap": "BAAAAAAAAAA=" }),
-        json!({ "type": "Sequence", "normalizers": [], "pretokenizers": [], "processors": [], "decoders": [] }),
+        json!({ "type": "Sequence", "normalizers": [] }),
+    ];
+    normalizers.extend(named(&["NFC", "NFD", "NFKC", "NFKD", "StripAccents", "Lowercase", "Nmt"]));
+    let mut pre_tokenizers = vec![
+        json!({ "type": "Sequence", "pretokenizers": [] }),
         json!({ "type": "Digits", "individual_digits": true }),
         json!({ "type": "Punctuation", "behavior": "Contiguous" }),
         json!({ "type": "CharDelimiterSplit", "delimiter": "o" }),
         json!({ "type": "Metaspace", "replacement": "o", "prepend_scheme": "first", "split": true }),
         json!({ "type": "FixedLength", "length": 2 }),
         json!({ "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true }),
+    ];
+    pre_tokenizers.extend(named(&["UnicodeScripts", "Whitespace", "WhitespaceSplit", "BertPreTokenizer"]));
+    let processors = vec![
+        json!({ "type": "Sequence", "processors": [] }),
         json!({ "type": "BertProcessing", "sep": ["a", 1], "cls": ["b", 4_000_000_000u64] }),
         json!({ "type": "RobertaProcessing", "sep": ["a", 1], "cls": ["b", 2], "trim_offsets": true, "add_prefix_space": true }),
         json!({ "type": "TemplateProcessing", "single": [{ "Sequence": { "id": "B", "type_id": 0 } }], "pair": [], "special_tokens": {} }),
+    ];
+    let mut decoders = vec![
+        json!({ "type": "Sequence", "decoders": [] }),
         json!({ "type": "WordPiece", "prefix": "##", "cleanup": true }),
         json!({ "type": "BPEDecoder", "suffix": "" }),
         json!({ "type": "CTC", "pad_token": "", "word_delimiter_token": "", "cleanup": true }),
         json!({ "type": "Strip", "content": " ", "start": 3, "stop": 900 }),
-        json!({ "type": "ByteFallback" }),
-        json!({ "type": "Fuse" }),
-        json!({ "direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 5 }),
-        json!({ "strategy": { "Fixed": 9 }, "direction": "Right", "pad_to_multiple_of": 0, "pad_id": 0, "pad_type_id": 0, "pad_token": "a" }),
     ];
-    for behavior in ["Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"] {
-        for pattern in patterns.iter().chain(&texts) {
-            parts.push(json!({ "type": "Split", "pattern": pattern, "behavior": behavior, "invert": true }));
-            parts.push(json!({ "type": "Replace", "pattern": pattern, "content": "xyz" }));
+    decoders.extend(named(&["ByteFallback", "Fuse"]));
+    let patterns = ["l*", "^", "$", r"\b", "(?=o)", " +", "(?<=[.!])"].map(|regex| json!({ "Regex": regex }));
+    let texts = ["", "l", " "].map(|text| json!({ "String": text }));
+    for pattern in patterns.iter().chain(&texts) {
+        for behavior in ["Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"] {
+            pre_tokenizers
+                .push(json!({ "type": "Split", "pattern": pattern, "behavior": behavior, "invert": true }));
         }
+        let replace = json!({ "type": "Replace", "pattern": pattern, "content": "xyz" });
+        normalizers.push(replace.clone());
+        decoders.push(replace);
     }
-    for name in [
-        "NFC",
-        "NFD",
-        "NFKC",
-        "NFKD",
-        "StripAccents",
-        "Lowercase",
-        "Nmt",
-        "UnicodeScripts",
-        "Whitespace",
-        "WhitespaceSplit",
-        "BertPreTokenizer",
-    ] {
-        parts.push(json!({ "type": name }));
-    }
-    parts
+    let truncation =
+        json!({ "direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 5 });
+    let padding = json!({
+        "strategy": { "Fixed": 9 }, "direction": "Right", "pad_to_multiple_of": 0, "pad_id": 0, "pad_type_id": 0, "pad_token": "a"
+    });
+    vec![
+        ("normalizer", normalizers),
+        ("pre_tokenizer", pre_tokenizers),
+        ("post_processor", processors),
+        ("decoder", decoders),
+        ("truncation", vec![truncation]),
+        ("padding", vec![padding]),
+    ]
 }
 
-/// Changes one to four places of a valid file.
-fn mutate(seed: &Value, parts: &[Value], random: &mut Pcg64Mcg) -> Value {
+/// Changes one to three places of a valid file. Half of the changes put another part in, mostly where it belongs: what
+/// is refused as soon as it is read runs nothing.
+fn mutate(seed: &Value, places: &[(&str, Vec<Value>)], random: &mut Pcg64Mcg) -> Value {
     let mut file = seed.clone();
-    for _ in 0..random.random_range(1..=4) {
-        if file.is_object() && random.random_range(0..4) == 0 {
-            let place = ["normalizer", "pre_tokenizer", "post_processor", "decoder", "truncation", "padding"]
-                [random.random_range(0..6)];
-            file[place] = parts[random.random_range(0..parts.len())].clone();
+    for _ in 0..random.random_range(1..=3) {
+        if file.is_object() && random.random_range(0..2) == 0 {
+            let place = random.random_range(0..places.len());
+            let from =
+                if random.random_range(0..5) == 0 { random.random_range(0..places.len()) } else { place };
+            let parts = &places[from].1;
+            file[places[place].0] = parts[random.random_range(0..parts.len())].clone();
         } else {
-            change(&mut file, random);
+            // The file as a whole seldom: a stranger in its place is always refused.
+            let depth = random.random_range(0..40).min(5);
+            change(&mut file, depth, random);
         }
     }
     file
 }
 
-/// Walks down at random and changes what is there.
-fn change(value: &mut Value, random: &mut Pcg64Mcg) {
-    let depth = random.random_range(0..5);
+/// Walks down at random, `depth` steps at most, and changes what is there.
+fn change(value: &mut Value, depth: usize, random: &mut Pcg64Mcg) {
     if depth > 0 {
+        let next = random.random_range(0..depth);
         match value {
             Value::Object(fields) if !fields.is_empty() => {
                 let index = random.random_range(0..fields.len());
                 if depth == 1 {
                     return change_fields(fields, index, random);
                 }
-                return change(fields.values_mut().nth(index).unwrap(), random);
+                return change(fields.values_mut().nth(index).unwrap(), next, random);
             }
             Value::Array(items) if !items.is_empty() => {
                 let index = random.random_range(0..items.len());
@@ -145,7 +159,7 @@ fn change(value: &mut Value, random: &mut Pcg64Mcg) {
                         let other = random.random_range(0..items.len());
                         items.swap(index, other);
                     }
-                    _ => change(&mut items[index], random),
+                    _ => change(&mut items[index], next, random),
                 }
                 return;
             }
@@ -210,14 +224,14 @@ fn damaged_tokenizers_are_refused_before_anything_panics() {
     };
     let usual = panic::take_hook();
     panic::set_hook(Box::new(move |info| if READING.get() { note(info) } else { usual(info) }));
-    let parts = parts();
+    let places = places();
     let mut accepted = 0;
     for (number, path) in seeds.iter().enumerate() {
         let seed: Value = serde_json::from_slice(&fs::read(root.join(path)).unwrap()).unwrap();
         let mut random = Pcg64Mcg::seed_from_u64(number as u64);
         assert!(exercise(&seed), "{path}");
         for _ in 0..MUTATIONS / seeds.len() {
-            accepted += usize::from(exercise(&mutate(&seed, &parts, &mut random)));
+            accepted += usize::from(exercise(&mutate(&seed, &places, &mut random)));
         }
     }
     let panics = PANICS.take();
@@ -225,5 +239,5 @@ fn damaged_tokenizers_are_refused_before_anything_panics() {
         panics.iter().map(|(panic, file)| format!("{panic}\nfirst for {file}\n")).collect();
     assert!(list.is_empty(), "{}", list.concat());
     // Most changes make a file wrong; those that do not must be enough to run what was read.
-    assert!((MUTATIONS / 30..MUTATIONS * 4 / 5).contains(&accepted), "{accepted} of {MUTATIONS} were read");
+    assert!((MUTATIONS / 5..MUTATIONS * 4 / 5).contains(&accepted), "{accepted} of {MUTATIONS} were read");
 }

@@ -3,7 +3,6 @@
 mod dry_run;
 mod file;
 pub(crate) mod next;
-#[expect(dead_code, reason = "only the train command shows it")]
 pub(crate) mod progress;
 mod resolve;
 mod schedule;

@@ -1,6 +1,7 @@
 //! The real program, run as a user runs it, on the golden model and on tiny random ones.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod adapter;
 mod bench;
 mod chat;
 mod doctor;

@@ -129,7 +129,7 @@ fn line(case: &str, pass: &str, seconds: f64, flops: f64) {
 }
 
 /// Small random numbers; rows repeat, so that large tensors are made quickly.
-fn random(shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+pub(crate) fn random(shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
     let width: usize = shape[1..].iter().product();
     let distinct = shape[0].min(256);
     let block = (Tensor::randn(0f32, 1f32, (1, distinct, width), &Device::Cpu)? * 0.5)?;

@@ -2,6 +2,7 @@
 //! what attention, the head's loss and adapters cost, beside matrix products of the same sizes.
 //!
 //! `cargo run --release -p metal-candle-kernels --features cuda --example gpu_speed -- cuda:0 [MEGABYTES..]`
+//! (0 megabytes: only the parts of a training step)
 //!
 //! Counted is what an op must move: each input and each result once. Inputs rotate over several sets and results
 //! stay alive for as long, so that caches do not hold them from one launch to the next. Each line is the median
@@ -9,6 +10,7 @@
 #![allow(clippy::print_stdout, missing_docs)]
 
 mod compute;
+mod step;
 
 use std::{collections::VecDeque, time::Instant};
 
@@ -41,6 +43,9 @@ fn main() -> Result<()> {
         arguments.map(|size| size.parse().map_err(candle_core::Error::wrap)).collect::<Result<_>>()?;
     let sizes = if sizes.is_empty() { MEGABYTES.to_vec() } else { sizes };
     prepare(&device)?;
+    if let [0] = sizes[..] {
+        return step::print(&device);
+    }
     compute::print(&device)?;
     let mut table = Table::default();
     for megabytes in sizes {

@@ -15,6 +15,8 @@ use std::time::Instant;
 use candle_core::{Device, Result, Shape, Tensor};
 
 fn main() -> Result<()> {
+    // As our program does.
+    metal_candle_kernels::memory::keep_freed_memory();
     for op in std::env::args().skip(1) {
         match op.as_str() {
             "adamw" => optimizer::adamw()?,

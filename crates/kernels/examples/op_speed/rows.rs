@@ -42,12 +42,15 @@ pub(crate) fn layer_norm() -> Result<()> {
     rows(
         "layer_norm",
         |x| layer_norm::layer_norm(x, &norm(x)?),
-        |x, dy| {
-            let norm = norm(x)?;
-            let weights = layer_norm::layer_norm_weight_backward(x, &norm, dy)?;
-            Ok((layer_norm::layer_norm_backward(x, &norm, dy)?, weights))
-        },
-    )
+        |x, dy| layer_norm::layer_norm_backward_all(x, &norm(x)?, dy),
+    )?;
+    for (rows, columns) in ROWS {
+        let (x, dy) = (random((rows, columns))?, random((rows, columns))?);
+        let norm = norm(&x)?;
+        let backward = || layer_norm::layer_norm_backward(&x, &norm, &dy);
+        report("layer_norm", &format!("{rows}x{columns}"), "frozen", backward)?;
+    }
+    Ok(())
 }
 
 /// Rows of 14 heads of 64.

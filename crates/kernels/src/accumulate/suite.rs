@@ -18,7 +18,7 @@ fn sums_match_the_definition() {
             check(&Case {
                 op: "accumulate",
                 name: format!("{shape:?} from {start}{}", if alike { ", in its own type" } else { "" }),
-                gates: [Gate::Accumulate, Gate::Accumulate],
+                gates: if alike { [Gate::AccumulateAlike; 2] } else { [Gate::Accumulate; 2] },
                 inputs: vec![random(2, shape, DType::F64), whole(DType::F64)],
                 run: &|inputs| {
                     let sum = if alike { inputs[1].dtype() } else { DType::F32 };

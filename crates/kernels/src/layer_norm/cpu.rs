@@ -11,7 +11,7 @@ use candle_core::{Device, Result, Tensor};
 use super::LayerNorm;
 use crate::{
     fresh::Fresh,
-    output::{Output, filled},
+    output::{Output, filled, sum_of_parts},
     pool,
     simd::{Simd, dispatch, for_vectors, load, store},
     view::View,
@@ -58,30 +58,60 @@ pub(super) fn backward(x: &Tensor, norm: &LayerNorm, dy: &Tensor) -> Result<Fres
     Ok(Fresh::from_vec(dx, shape))
 }
 
-/// Shares of the rows that are summed apart: a fixed number, so that the result does not depend on the threads.
-const PARTS: usize = 16;
-
 pub(super) fn weight_backward(x: &Tensor, norm: &LayerNorm, dy: &Tensor) -> Result<(Tensor, Tensor)> {
     let width = norm.weight.elem_count();
     let [x, dy] = [x, dy].map(View::new);
     let x = x.f32s("layer_norm_weight_backward: `x`")?;
     let dy = dy.f32s("layer_norm_weight_backward: `dy`")?;
-    let rows = x.len() / width.max(1);
+    let [dw, db] = summed(x.len() / width.max(1), width, &|rows, weight_sum, bias_sum| {
+        weight_rows(x, dy, norm.epsilon, rows, weight_sum, bias_sum);
+    });
+    Ok((Tensor::from_vec(dw, width, &Device::Cpu)?, Tensor::from_vec(db, width, &Device::Cpu)?))
+}
+
+/// [`backward`] and [`weight_backward`] at once: a few rows after the other, while the cache holds them.
+pub(super) fn backward_all(x: &Tensor, norm: &LayerNorm, dy: &Tensor) -> Result<(Fresh, Tensor, Tensor)> {
+    let (weight, _) = parameters(norm)?;
+    let (shape, width) = (x.shape(), weight.len());
+    let [x, dy] = [x, dy].map(View::new);
+    let (x, dy) = (x.f32s("layer_norm_backward_all: `x`")?, dy.f32s("layer_norm_backward_all: `dy`")?);
+    let mut sums = [Vec::new(), Vec::new()];
+    let run = |output| {
+        let job = Job { x, dy, weight: &weight, bias: None, epsilon: norm.epsilon, output };
+        sums = summed(x.len() / width.max(1), width, &|rows, weight_sum, bias_sum| {
+            all_rows(&job, rows, weight_sum, bias_sum);
+        });
+    };
+    // SAFETY: `all_rows` writes every row.
+    let dx = unsafe { filled(x.len(), run) };
+    let [dw, db] = sums;
+    let (dw, db) = (Tensor::from_vec(dw, width, &Device::Cpu)?, Tensor::from_vec(db, width, &Device::Cpu)?);
+    Ok((Fresh::from_vec(dx, shape), dw, db))
+}
+
+/// Shares of the rows that are summed apart: a fixed number, so that the result does not depend on the threads.
+const PARTS: usize = 16;
+
+/// What `add` adds to the sums of weight and bias for ranges of rows.
+fn summed(
+    rows: usize,
+    width: usize,
+    add: &(dyn Fn(Range<usize>, &mut [f32], &mut [f32]) + Sync),
+) -> [Vec<f32>; 2] {
     let parts = rows.clamp(1, PARTS);
     let run = |output: Output<f32>| {
         pool::for_each(parts, &|part| {
-            let range = part * rows / parts..(part + 1) * rows / parts;
             // SAFETY: each part has two rows of the output of its own.
             let sums = unsafe { std::slice::from_raw_parts_mut(output.at(part * 2 * width), 2 * width) };
             sums.fill(0.);
             let (weight_sum, bias_sum) = sums.split_at_mut(width);
-            weight_rows(x, dy, norm.epsilon, range, weight_sum, bias_sum);
+            add(part * rows / parts..(part + 1) * rows / parts, weight_sum, bias_sum);
         });
     };
     // SAFETY: every part is written.
-    let sums = unsafe { filled(parts * 2 * width, run) };
-    let sums = Tensor::from_vec(sums, (parts, 2, width), &Device::Cpu)?.sum(0)?;
-    Ok((sums.get(0)?, sums.get(1)?))
+    let mut weight_sum = sum_of_parts(unsafe { filled(parts * 2 * width, run) }, 2 * width);
+    let bias_sum = weight_sum.split_off(width);
+    [weight_sum, bias_sum]
 }
 
 /// Weight and bias, widened.
@@ -115,6 +145,12 @@ dispatch! {
         weight_sum: &mut [f32],
         bias_sum: &mut [f32]
     ) = weight_rows_with;
+    fn all_rows(
+        job: &Job<'_>,
+        rows: Range<usize>,
+        weight_sum: &mut [f32],
+        bias_sum: &mut [f32]
+    ) = all_rows_with;
 }
 
 #[inline(always)]
@@ -157,6 +193,7 @@ fn backward_rows_with<S: Simd>(simd: S, job: &Job<'_>, rows: Range<usize>) {
             // Lanes behind the row's end are zero in `g`, so that those of `centred` do not count.
             let g = simd.mul(load(simd, dy, column, count), load(simd, job.weight, column, count));
             let centred = simd.sub(load(simd, x, column, count), mean);
+            simd.prefetch(dy.as_ptr().wrapping_add(width + column));
             gradients = simd.add(gradients, g);
             products = simd.fma(g, centred, products);
         });
@@ -176,6 +213,21 @@ fn backward_rows_with<S: Simd>(simd: S, job: &Job<'_>, rows: Range<usize>) {
 }
 
 #[inline(always)]
+fn all_rows_with<S: Simd>(
+    simd: S,
+    job: &Job<'_>,
+    rows: Range<usize>,
+    weight_sum: &mut [f32],
+    bias_sum: &mut [f32],
+) {
+    for first in rows.clone().step_by(4) {
+        let few = first..rows.end.min(first + 4);
+        backward_rows_with(simd, job, few.clone());
+        weight_rows_with(simd, job.x, job.dy, job.epsilon, few, weight_sum, bias_sum);
+    }
+}
+
+#[inline(always)]
 fn weight_rows_with<S: Simd>(
     simd: S,
     x: &[f32],
@@ -185,21 +237,48 @@ fn weight_rows_with<S: Simd>(
     weight_sum: &mut [f32],
     bias_sum: &mut [f32],
 ) {
-    let width = weight_sum.len();
-    for row in rows {
-        let (x, dy) = (&x[row * width..(row + 1) * width], &dy[row * width..(row + 1) * width]);
-        let mean = sum(simd, x) / width as f32;
-        let factor = 1. / (centred_squares(simd, x, mean) / width as f32 + epsilon).sqrt();
-        let (mean, factor) = (simd.splat(mean), simd.splat(factor));
-        for_vectors!(S, width, |column, count| {
-            let normed = simd.mul(simd.sub(load(simd, x, column, count), mean), factor);
-            let dy = load(simd, dy, column, count);
-            let total = simd.fma(normed, dy, load(simd, weight_sum, column, count));
-            store(simd, weight_sum, column, count, total);
-            let total = simd.add(dy, load(simd, bias_sum, column, count));
-            store(simd, bias_sum, column, count, total);
-        });
+    let quads = rows.start + rows.len() / 4 * 4;
+    for row in (rows.start..quads).step_by(4) {
+        add_rows::<S, 4>(simd, x, dy, epsilon, row, weight_sum, bias_sum);
     }
+    for row in quads..rows.end {
+        add_rows::<S, 1>(simd, x, dy, epsilon, row, weight_sum, bias_sum);
+    }
+}
+
+/// Adds what some rows contribute: several at a time, so that the sums are not read and written for each.
+#[inline(always)]
+fn add_rows<S: Simd, const ROWS: usize>(
+    simd: S,
+    x: &[f32],
+    dy: &[f32],
+    epsilon: f32,
+    first: usize,
+    weight_sum: &mut [f32],
+    bias_sum: &mut [f32],
+) {
+    let width = weight_sum.len();
+    let [mut means, mut factors] = [[simd.splat(0.); ROWS]; 2];
+    for row in 0..ROWS {
+        let x = &x[(first + row) * width..][..width];
+        let mean = sum(simd, x) / width as f32;
+        let variance = centred_squares(simd, x, mean) / width as f32;
+        means[row] = simd.splat(mean);
+        factors[row] = simd.splat(1. / (variance + epsilon).sqrt());
+    }
+    for_vectors!(S, width, |column, count| {
+        let mut weight_total = load(simd, weight_sum, column, count);
+        let mut bias_total = load(simd, bias_sum, column, count);
+        for row in 0..ROWS {
+            let place = (first + row) * width + column;
+            let normed = simd.mul(simd.sub(load(simd, x, place, count), means[row]), factors[row]);
+            let dy = load(simd, dy, place, count);
+            weight_total = simd.fma(normed, dy, weight_total);
+            bias_total = simd.add(dy, bias_total);
+        }
+        store(simd, weight_sum, column, count, weight_total);
+        store(simd, bias_sum, column, count, bias_total);
+    });
 }
 
 /// `Σ x`, in four chains so that additions need not wait for each other.
@@ -222,7 +301,7 @@ fn sum<S: Simd>(simd: S, x: &[f32]) -> f32 {
     simd.reduce_add(simd.add(simd.add(a, b), simd.add(c, d)))
 }
 
-/// `Σ (x − mean)²`
+/// `Σ (x − mean)²`. Asks for the row behind this one: memory would wait through all passes but the first.
 #[inline(always)]
 fn centred_squares<S: Simd>(simd: S, x: &[f32], mean: f32) -> f32 {
     let mut sums = [simd.splat(0.); 4];
@@ -230,6 +309,7 @@ fn centred_squares<S: Simd>(simd: S, x: &[f32], mean: f32) -> f32 {
     let mut column = 0;
     while column + 4 * S::LANES <= x.len() {
         for (index, sum) in sums.iter_mut().enumerate() {
+            simd.prefetch(x.as_ptr().wrapping_add(x.len() + column + index * S::LANES));
             let centred = simd.sub(load(simd, x, column + index * S::LANES, S::LANES), means);
             *sum = simd.fma(centred, centred, *sum);
         }

@@ -59,16 +59,30 @@ pub fn layer_norm_weight_backward(x: &Tensor, norm: &LayerNorm, dy: &Tensor) -> 
     cpu::weight_backward(&wide(x)?, norm, &wide(dy)?)
 }
 
+/// [`layer_norm_backward`] and [`layer_norm_weight_backward`], on the CPU in one pass over memory.
+pub fn layer_norm_backward_all(
+    x: &Tensor,
+    norm: &LayerNorm,
+    dy: &Tensor,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    check("layer_norm_backward_all", x, norm, Some(dy))?;
+    if runs_kernels(x.device()) || narrow_on_cpu(x) {
+        let (dw, db) = layer_norm_weight_backward(x, norm, dy)?;
+        return Ok((layer_norm_backward(x, norm, dy)?, dw, db));
+    }
+    let (dx, dw, db) = cpu::backward_all(&x.contiguous()?, norm, &dy.contiguous()?)?;
+    Ok((dx.into_tensor(), dw, db))
+}
+
 /// Puts the result into candle's graph, with or without a bias.
 fn record(x: &Tensor, norm: &LayerNorm, y: Fresh) -> Result<Tensor> {
     let epsilon = norm.epsilon;
     let is_trained = norm.weight.track_op() || norm.bias.as_ref().is_some_and(Tensor::track_op);
     let gradients = move |x: &Tensor, norm: &LayerNorm, dy: &Tensor| -> Result<[Option<Tensor>; 3]> {
-        let dx = layer_norm_backward(x, norm, dy)?;
         if !is_trained {
-            return Ok([Some(dx), None, None]);
+            return Ok([Some(layer_norm_backward(x, norm, dy)?), None, None]);
         }
-        let (dw, db) = layer_norm_weight_backward(x, norm, dy)?;
+        let (dx, dw, db) = layer_norm_backward_all(x, norm, dy)?;
         let db = norm.bias.as_ref().map(|bias| db.to_dtype(bias.dtype())).transpose()?;
         Ok([Some(dx), Some(dw.to_dtype(norm.weight.dtype())?), db])
     };

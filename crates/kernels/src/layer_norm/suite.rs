@@ -69,6 +69,18 @@ fn a_frozen_norm_still_passes_the_gradient_on() {
 }
 
 #[test]
+fn all_gradients_at_once_are_those_made_apart() {
+    for shape in [[1, 3], [70, 24], [131, 900]] {
+        let (x, dy) = (random(1, &shape[..], DType::F32), random(2, &shape[..], DType::F32));
+        let norm = norm(&random(3, shape[1], DType::F32), None);
+        let (dx, dw, db) = layer_norm_backward_all(&x, &norm, &dy).unwrap();
+        assert_eq!(bits(&dx), bits(&layer_norm_backward(&x, &norm, &dy).unwrap()));
+        let (dw_apart, db_apart) = layer_norm_weight_backward(&x, &norm, &dy).unwrap();
+        assert_eq!((bits(&dw), bits(&db)), (bits(&dw_apart), bits(&db_apart)));
+    }
+}
+
+#[test]
 fn a_row_does_not_depend_on_the_rows_beside_it() {
     let x = random(3, (100, 900), DType::F32);
     let norm = norm(&random(4, 900, DType::BF16), None);

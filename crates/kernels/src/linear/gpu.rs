@@ -6,7 +6,7 @@ use super::Projection;
 use crate::{
     fresh::Fresh,
     gpu::{Argument, Kernel, Launch, Module, Variant, launch, module},
-    matmul::matmul,
+    matmul::{Right, matmul, matmul_add},
 };
 
 static MODULE: Module = module!("linear");
@@ -26,6 +26,11 @@ pub(super) fn linear(x: &Tensor, projection: &Projection) -> Result<Fresh> {
 
 pub(super) fn input_gradient(dy: &Tensor, weight: &Tensor) -> Result<Fresh> {
     matmul(dy, &weight.detach().to_dtype(dy.dtype())?)
+}
+
+/// Says whether it could.
+pub(super) fn add_input_gradient(dy: &Tensor, weight: &Tensor, dx: &Tensor) -> Result<bool> {
+    matmul_add(dy, Right::AsIs(&weight.detach().to_dtype(dy.dtype())?), 1.0, dx)
 }
 
 pub(super) fn weight_gradient(x: &Tensor, dy: &Tensor) -> Result<Fresh> {

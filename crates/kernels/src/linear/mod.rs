@@ -15,6 +15,7 @@ use candle_core::{D, DType, Result, Tensor, bail};
 pub(crate) use cpu::product_in_tiles;
 
 use crate::{
+    accumulate::accumulate,
     device::{self, runs_kernels},
     fresh::Fresh,
     gated::gated,
@@ -104,6 +105,27 @@ pub fn linear_backward(dy: &Tensor, projection: &Projection) -> Result<Tensor> {
     }?;
     dx.shape = with_width(dy, inputs).into();
     Ok(dx.into_tensor())
+}
+
+/// Adds what [`linear_backward`] gives to `dx [.., K]`, which is changed for everybody who holds it.
+pub fn linear_backward_add(dy: &Tensor, projection: &Projection, dx: &Tensor) -> Result<()> {
+    let inputs = check_gradient("linear_backward_add", dy, projection)?;
+    let expected = with_width(dy, inputs);
+    if dx.dims() != expected || dx.dtype() != dy.dtype() || dx.track_op() || !dx.is_contiguous() {
+        let (found, dtype) = (dx.dims(), dx.dtype());
+        bail!(
+            "linear_backward_add: `dx` is {found:?} in {dtype:?}, expected {expected:?} in {:?}, contiguous and outside of any graph",
+            dy.dtype()
+        );
+    }
+    if runs_kernels(dy.device()) {
+        let dy = rows(dy)?;
+        let dx = dx.reshape((dy.dim(0)?, inputs))?;
+        if gpu::add_input_gradient(&dy, &projection.weight, &dx)? {
+            return Ok(());
+        }
+    }
+    accumulate(dx, &linear_backward(dy, projection)?)
 }
 
 /// The gradient of the weight, `[N, K]` in f32. Half precision on a GPU is rounded to it once, after the sum.

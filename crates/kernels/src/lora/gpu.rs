@@ -7,7 +7,7 @@ use super::{LoraAdapter, LoraGradients, LoraSegment};
 use crate::{
     fresh::Fresh,
     gpu::{Argument, Flat, Kernel, Launch, Module, Variant, launch, module},
-    matmul::matmul,
+    matmul::{Right, matmul, matmul_add},
 };
 
 static MODULE: Module = module!("lora");
@@ -27,6 +27,8 @@ const ROW_GROUPS: usize = 264;
 /// Warps of a group of `lora_outer`, and the ranks that one of its threads sums (`WARPS`, `RANKS` in kernels.gpu).
 const WARPS: usize = 8;
 const RANKS: usize = 8;
+/// Warps of a group of `lora_sum_parts`: each sums some of the parts (`SUM_WARPS` in kernels.gpu).
+const SUM_WARPS: usize = 8;
 /// Groups of `lora_outer` that fill a large GPU, and the fewest rows that are worth a group.
 const OUTER_GROUPS: usize = 264;
 const FEWEST_ROWS: usize = 64;
@@ -85,8 +87,11 @@ pub(super) fn lora_delta(x: &Tensor, adapter: &LoraAdapter) -> Result<Fresh> {
 }
 
 pub(super) fn lora_up_in_place(projected: &Tensor, y: &Tensor, adapter: &LoraAdapter) -> Result<()> {
-    let delta = matmul(projected, &adapter.b.detach().to_dtype(y.dtype())?.t()?)?.into_tensor();
-    add_scaled(y, &delta, adapter.scale)
+    let b = adapter.b.detach().to_dtype(y.dtype())?.contiguous()?;
+    if matmul_add(projected, Right::Transposed(&b), adapter.scale, y)? {
+        return Ok(());
+    }
+    add_scaled(y, &matmul(projected, &b.t()?)?.into_tensor(), adapter.scale)
 }
 
 pub(super) fn lora_backward(
@@ -99,8 +104,10 @@ pub(super) fn lora_backward(
     let scale = adapter.scale;
     let g = matmul(dy, &adapter.b.detach().to_dtype(dy.dtype())?)?.into_tensor();
     if let Some(dx) = into.dx {
-        let through = matmul(&g, &adapter.a.detach().to_dtype(dy.dtype())?)?.into_tensor();
-        add_scaled(dx, &through, scale)?;
+        let a = adapter.a.detach().to_dtype(dy.dtype())?.contiguous()?;
+        if !matmul_add(&g, Right::AsIs(&a), scale, dx)? {
+            add_scaled(dx, &matmul(&g, &a)?.into_tensor(), scale)?;
+        }
     }
     add_outer(&g, x, scale, into.da, false)?;
     add_outer(projected, dy, scale, into.db, true)
@@ -150,8 +157,8 @@ fn add_outer(left: &Tensor, right: &Tensor, scale: f32, to: &Tensor, transposed:
     let summed = Launch {
         kernel: &SUM,
         variant: Variant::Plain,
-        groups: [(rank * width).div_ceil(256), 1, 1],
-        threads: 256,
+        groups: [(rank * width).div_ceil(32), 1, 1],
+        threads: 32 * SUM_WARPS,
         arguments: &[
             Argument::Read(&sums),
             Argument::Update(to),

@@ -107,11 +107,12 @@ fn turn_halves_with<S: Simd>(simd: S, job: &Job<'_>, rows: Range<usize>) {
 fn turn_neighbours_with<S: Simd>(simd: S, job: &Job<'_>, rows: Range<usize>, tables: &mut [f32]) {
     let (cos, sin) = tables.split_at_mut(2 * job.half);
     for row in rows {
-        for pair in 0..job.half {
-            let cosine = job.cos[row * job.half + pair];
-            let sine = job.sin[row * job.half + pair] * job.direction;
-            cos[2 * pair..2 * pair + 2].fill(cosine);
-            (sin[2 * pair], sin[2 * pair + 1]) = (-sine, sine);
+        let turn = row * job.half..(row + 1) * job.half;
+        for (doubled, cosine) in cos.chunks_exact_mut(2).zip(&job.cos[turn.clone()]) {
+            (doubled[0], doubled[1]) = (*cosine, *cosine);
+        }
+        for (doubled, sine) in sin.chunks_exact_mut(2).zip(&job.sin[turn]) {
+            (doubled[0], doubled[1]) = (-sine * job.direction, sine * job.direction);
         }
         for (x, y) in heads(job, row) {
             let (rotated, rest) = x.split_at(2 * job.half);

@@ -14,6 +14,7 @@ mod element;
 mod level;
 mod loops;
 pub(crate) mod math;
+mod plain;
 mod portable;
 
 #[cfg(target_arch = "x86_64")]
@@ -32,6 +33,7 @@ pub use level::{Level, available, level, with_level};
 pub(crate) use loops::{for_vectors, load, store};
 #[cfg(target_arch = "aarch64")]
 pub(crate) use neon::Neon;
+pub use plain::{Pass, vectorized};
 pub(crate) use portable::Portable;
 
 pub(crate) use level::{forced_level, set_forced_level};

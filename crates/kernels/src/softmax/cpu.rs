@@ -173,6 +173,9 @@ fn backward_row_with<S: Simd>(simd: S, y: &[f32], dy: &[f32], dx: &mut [f32]) {
     let [a, b, c, d] = sums;
     let products = simd.splat(simd.reduce_add(simd.add(simd.add(a, b), simd.add(c, d))));
     for_vectors!(S, width, |column, count| {
+        // The next row, which memory fetches meanwhile.
+        simd.prefetch(y.as_ptr().wrapping_add(width + column));
+        simd.prefetch(dy.as_ptr().wrapping_add(width + column));
         let slope = simd.sub(load(simd, dy, column, count), products);
         store(simd, dx, column, count, simd.mul(load(simd, y, column, count), slope));
     });

@@ -59,19 +59,21 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
     }
 }
 
+/// A part is known by its fields, not by its `type`: where that is missing or unknown, the tokenizers crate takes the
+/// first kind of part whose fields are there.
 fn check_part(part: &Value) -> Result<(), String> {
     match part {
         Value::Object(fields) => {
-            match fields.get("type").and_then(Value::as_str) {
-                Some("Precompiled") => {
-                    let encoded = fields.get("precompiled_charsmap").and_then(Value::as_str);
-                    charsmap::check(encoded.ok_or("precompiled_charsmap is not a string")?)?;
-                }
-                Some("FixedLength") if fields.get("length").and_then(Value::as_u64) == Some(0) => {
-                    return Err("a FixedLength pre-tokenizer of length 0".to_owned());
-                }
-                Some("TemplateProcessing") => check_post_processor(part)?,
-                _ => {}
+            let encoded = fields.get("precompiled_charsmap");
+            if encoded.is_some() || fields.get("type").and_then(Value::as_str) == Some("Precompiled") {
+                let encoded = encoded.and_then(Value::as_str);
+                charsmap::check(encoded.ok_or("precompiled_charsmap is not a string")?)?;
+            }
+            if fields.get("length").and_then(Value::as_u64) == Some(0) {
+                return Err("a FixedLength pre-tokenizer of length 0".to_owned());
+            }
+            if fields.contains_key("single") {
+                check_post_processor(part)?;
             }
             fields.values().try_for_each(check_part)
         }
@@ -82,28 +84,22 @@ fn check_part(part: &Value) -> Result<(), String> {
 
 /// The tokenizers crate cannot put something where nothing stands.
 fn check_normalizer(part: &Value) -> Result<(), String> {
-    match part.get("type").and_then(Value::as_str) {
-        Some("Prepend") if part.get("prepend").and_then(Value::as_str) == Some("") => {
-            Err("a Prepend normalizer with nothing to prepend".to_owned())
-        }
-        Some("Replace") => {
-            let pattern = |kind: &str| part.get("pattern")?.get(kind)?.as_str();
-            let finds_empty = match (pattern("String"), pattern("Regex")) {
-                (Some(text), _) => text.is_empty(),
-                (_, Some(regex)) => SysRegex::new(regex).is_ok_and(|regex| finds_empty_text(&regex)),
-                _ => false,
-            };
-            if finds_empty {
-                Err("a Replace normalizer whose pattern finds empty text".to_owned())
-            } else {
-                Ok(())
-            }
-        }
-        _ => part
-            .get("normalizers")
-            .and_then(Value::as_array)
-            .map_or(Ok(()), |parts| parts.iter().try_for_each(check_normalizer)),
+    if part.get("prepend").and_then(Value::as_str) == Some("") {
+        return Err("a Prepend normalizer with nothing to prepend".to_owned());
     }
+    if let Some(pattern) = part.get("pattern") {
+        let kind = |kind: &str| pattern.get(kind).and_then(Value::as_str);
+        let finds_empty = match (kind("String"), kind("Regex")) {
+            (Some(text), _) => text.is_empty(),
+            (_, Some(regex)) => SysRegex::new(regex).is_ok_and(|regex| finds_empty_text(&regex)),
+            _ => false,
+        };
+        if finds_empty {
+            return Err("a Replace normalizer whose pattern finds empty text".to_owned());
+        }
+    }
+    let parts = part.get("normalizers").and_then(Value::as_array);
+    parts.into_iter().flatten().try_for_each(check_normalizer)
 }
 
 /// Tried on texts that end with a letter, a digit, a sign and white space, and on one that has all of ASCII.
@@ -178,6 +174,12 @@ mod tests {
                 "second text",
             ),
             (r#"{"pre_tokenizer": {"type": "FixedLength", "length": 0}}"#, "length 0"),
+            // Parts of no or of an unknown type are read by their fields.
+            (r#"{"normalizer": {"prepend": ""}}"#, "Prepend"),
+            (r#"{"normalizer": {"type": "?", "pattern": {"Regex": "^"}, "content": "x"}}"#, "Replace"),
+            (r#"{"normalizer": {"precompiled_charsmap": "/////w=="}}"#, "announces"),
+            (r#"{"pre_tokenizer": {"type": null, "length": 0}}"#, "length 0"),
+            (r#"{"post_processor": {"single": [{"Sequence": {"id": "B"}}]}}"#, "second text"),
             (
                 r#"{"post_processor": {"type": "TemplateProcessing", "special_tokens": {"<s>": {}},
                     "single": [{"SpecialToken": {"id": "<s>"}}, {"SpecialToken": {"id": "</s>"}}], "pair": []}}"#,

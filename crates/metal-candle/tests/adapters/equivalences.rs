@@ -168,11 +168,11 @@ fn a_batch_with_different_adapters_equals_each_alone() {
     let mut caches: Vec<_> = rows.iter().map(|_| model.new_cache()).collect();
     for step in 0..2 {
         // Prompts, then one token each.
-        let tokens_of = |tokens| if step == 0 { tokens } else { &tokens[..1] };
+        let length = |tokens: &[u32]| if step == 0 { tokens.len() } else { 1 };
         let inputs = caches.iter_mut().zip(&rows);
         let mut batch: Vec<_> = inputs
             .map(|(cache, &(tokens, adapter))| SequenceInput {
-                tokens: tokens_of(tokens),
+                tokens: &tokens[..length(tokens)],
                 cache,
                 logits: LogitsFor::Last,
                 adapter,

@@ -132,7 +132,8 @@ fn other_ranks_and_scales_survive_both_formats() {
             _ => logits(&model, &tokens, Some(&with(&model, &adapter))),
         };
         let mlx = read(saved(&adapter, Format::Mlx, &model).path(), &model);
-        assert!(mlx.layers.values().all(|layer| layer.lora.rank() == 6 && layer.lora.scale == 4.0));
+        // Of the six sites, down_proj's two share 3 / 4.
+        assert!(mlx.layers.values().all(|layer| layer.lora.rank() == 6 && layer.lora.scale == 0.75));
         close(&logits(&model, &tokens, Some(&with(&model, &mlx))), &expected, Gate::SameModel, "as MLX");
         let again = read(saved(&mlx, Format::Peft, &model).path(), &model);
         assert_eq!(bits(&again), bits(&mlx));

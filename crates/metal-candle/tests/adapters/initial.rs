@@ -25,10 +25,11 @@ fn a_seed_decides_the_values_whatever_the_other_targets_are() {
     // The numbers themselves are a promise: a run can be repeated by another version.
     let adapter = Adapter::initial(&config(&["q_proj"]), &model, 0).unwrap();
     let a = floats(&adapter.layers.values().next().unwrap().lora.a);
-    assert_eq!(a[..3], [PINNED[0], PINNED[1], PINNED[2]]);
+    assert_eq!(a[..3], PINNED);
 }
 
-const PINNED: [f32; 3] = [0.0, 0.0, 0.0];
+/// Computed by a program of its own from what the module says about its generator.
+const PINNED: [f32; 3] = [0.09342677, -0.043992735, -0.14362983];
 
 #[test]
 fn values_have_the_spread_of_their_kind() {

@@ -10,7 +10,7 @@ use candle_core::{Device, Result, Tensor};
 use super::{super::RmsNorm, TASK};
 use crate::{
     fresh::Fresh,
-    output::{Output, filled},
+    output::{Output, filled, sum_of_parts},
     pool,
     simd::{Simd, dispatch, for_vectors, load, store},
     view::View,
@@ -67,7 +67,7 @@ pub(in super::super) fn weight_backward(x: &Tensor, norm: &RmsNorm, dy: &Tensor)
     };
     // SAFETY: every part is written.
     let sums = unsafe { filled(parts * width, run) };
-    Tensor::from_vec(sums, (parts, width), &Device::Cpu)?.sum(0)
+    Tensor::from_vec(sum_of_parts(sums, width), width, &Device::Cpu)
 }
 
 /// Shares of the rows that are summed apart: a fixed number, so that the result does not depend on the threads.

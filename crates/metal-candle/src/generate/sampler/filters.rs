@@ -7,7 +7,7 @@
 
 use super::{
     histogram::Histogram,
-    scan::{self, BLOCK, LANES},
+    scan::{self, BLOCK, LANES, passes},
     select::{member, position_of},
 };
 
@@ -35,66 +35,36 @@ impl Candidates {
     /// Weighs all of `logits`, whose block maxima are `maxima`, at a temperature, and turns them into levels: log2 of
     /// the weight. Levels of blocks without any mass are left undefined.
     pub(super) fn weigh(&mut self, logits: &mut [f32], maxima: &[f32], temperature: f32) {
-        let best = scan::largest(maxima);
         // The cap keeps 0 · scale a zero at the tiniest temperatures.
         let scale = (std::f32::consts::LOG2_E / temperature).min(1e30);
         self.weights.resize(logits.len(), 0.0);
-        self.masses.clear();
-        let blocks = logits.chunks_mut(BLOCK).zip(self.weights.chunks_mut(BLOCK)).zip(maxima);
-        for ((levels, weights), &maximum) in blocks {
-            if (maximum - best) * scale < scan::LOWEST_LEVEL {
-                weights.fill(0.0);
-                self.masses.push(0.0);
-                continue;
-            }
-            self.masses.push(scan::weigh(levels, weights, best, scale));
-        }
+        self.masses.resize(maxima.len(), 0.0);
+        scan::weigh(logits, &mut self.weights, &mut self.masses, maxima, scan::largest(maxima), scale);
     }
 
     /// Whether the candidate at `position` belongs to a share. If it does not, it and all beyond it are dropped.
     pub(super) fn reaches(&mut self, levels: &[f32], share: Share, position: usize) -> bool {
-        let distance = (share.center - levels[position]).abs().to_bits() as i32;
-        let blocks =
-            levels.chunks(BLOCK).zip(self.weights.chunks_mut(BLOCK)).zip(&mut self.masses).enumerate();
-        for (block, ((levels, weights), mass)) in blocks.filter(|(_, (_, mass))| **mass > 0.0) {
-            // Of equal distances, those at lower positions are nearer.
-            let split = position.saturating_sub(block * BLOCK).min(levels.len());
-            let (lower, higher) = weights.split_at_mut(split);
-            *mass = scan::keep_nearer(&levels[..split], lower, share.center, distance + 1)
-                + scan::keep_nearer(&levels[split..], higher, share.center, distance);
-        }
+        scan::keep_nearer(levels, &mut self.weights, &mut self.masses, share.center, position);
         let before = self.total();
         before < share.mass || before == 0.0
     }
 
     /// Drops all candidates outside a share.
     pub(super) fn keep_share(&mut self, levels: &[f32], share: Share) {
-        self.histogram.clear();
-        let blocks = levels.chunks(BLOCK).zip(self.weights.chunks(BLOCK)).zip(&self.masses);
-        for ((levels, weights), _) in blocks.filter(|(_, mass)| **mass > 0.0) {
-            self.histogram.add(levels, share.center, weights);
-        }
+        self.histogram.weigh(levels, share.center, &self.weights, &self.masses);
         let Some((bucket, missing)) = self.histogram.border(share.mass) else { return };
-        self.collect_border(levels, share.center, bucket);
+        self.border.clear();
+        cut_beyond(levels, &mut self.weights, &self.masses, share.center, bucket, &mut self.border);
         let kept = partition_by_mass(&mut self.border, &self.weights, missing);
         for &member in &self.border[kept..] {
             self.weights[position_of(member)] = 0.0;
         }
-        for (weights, mass) in self.weights.chunks(BLOCK).zip(&mut self.masses) {
-            if *mass > 0.0 {
-                *mass = scan::sum(weights);
-            }
-        }
+        scan::sum_blocks(&self.weights, &mut self.masses);
     }
 
     /// Drops every candidate that is less than `ratio` times as likely as the best one.
     pub(super) fn keep_min_p(&mut self, ratio: f32) {
-        for (weights, mass) in self.weights.chunks_mut(BLOCK).zip(&mut self.masses) {
-            if *mass > 0.0 {
-                scan::drop_below(weights, ratio);
-                *mass = scan::sum(weights);
-            }
-        }
+        scan::keep_between(&mut self.weights, &mut self.masses, ratio, f32::INFINITY, 0.0);
     }
 
     /// Of the candidates whose probability is at least `threshold`, keeps only the least likely (all of them, should
@@ -108,12 +78,7 @@ impl Candidates {
                 least = candidates.fold(least, |least, &weight| least.min(weight));
             }
         }
-        for (weights, mass) in self.weights.chunks_mut(BLOCK).zip(&mut self.masses) {
-            if *mass > least * 0.999 {
-                scan::drop_above(weights, least);
-                *mass = scan::sum(weights);
-            }
-        }
+        scan::keep_between(&mut self.weights, &mut self.masses, 0.0, least, least * 0.999);
     }
 
     /// The mass of all candidates.
@@ -123,12 +88,7 @@ impl Candidates {
 
     /// The mean level of a token drawn now. Its distance to a token's level is how atypical that token is.
     pub(super) fn expected_level(&self, levels: &[f32]) -> f32 {
-        let blocks = levels.chunks(BLOCK).zip(self.weights.chunks(BLOCK)).zip(&self.masses);
-        let weighted: f64 = blocks
-            .filter(|(_, mass)| **mass > 0.0)
-            .map(|((levels, weights), _)| f64::from(scan::weighted_levels(levels, weights)))
-            .sum();
-        (weighted / self.total()) as f32
+        (scan::weighted_levels(levels, &self.weights, &self.masses) / self.total()) as f32
     }
 
     /// The position that a uniform number in `0..1` draws. `None` only if nothing is left.
@@ -169,25 +129,28 @@ impl Candidates {
     pub(super) fn border_size(&self) -> usize {
         self.border.len()
     }
+}
 
+passes! {
     /// Drops what lies beyond the border bucket and lists its members, as keys that sort nearest first.
-    fn collect_border(&mut self, levels: &[f32], center: f32, bucket: i32) {
-        self.border.clear();
+    fn cut_beyond<'a>(
+        levels: &'a [f32], weights: &'a mut [f32], masses: &'a [f32], center: f32, bucket: i32, border: &'a mut Vec<u64>,
+    ) {
         let mut places = [0i32; BLOCK];
-        let blocks = levels.chunks(BLOCK).zip(self.weights.chunks_mut(BLOCK)).zip(&self.masses).enumerate();
+        let blocks = levels.chunks(BLOCK).zip(weights.chunks_mut(BLOCK)).zip(masses).enumerate();
         for (block, ((levels, weights), _)) in blocks.filter(|(_, (_, mass))| **mass > 0.0) {
             scan::places(levels, center, &mut places);
             // Row by row: most rows hold no member, and those are passed over without a branch per element.
             for (row, weights) in weights.chunks_mut(LANES).enumerate() {
                 let first = row * LANES;
-                if scan::drop_beyond(weights, &places[first..first + LANES], bucket) == 0 {
+                if !scan::drop_beyond(weights, &places[first..first + LANES], bucket) {
                     continue;
                 }
                 for (lane, &weight) in weights.iter().enumerate() {
                     let offset = first + lane;
                     if places[offset] == bucket && weight > 0.0 {
-                        let distance = (center - levels[offset]).abs().to_bits();
-                        self.border.push(member(distance, block * BLOCK + offset));
+                        let distance = scan::distance(levels[offset], center) as u32;
+                        border.push(member(distance, block * BLOCK + offset));
                     }
                 }
             }

@@ -19,8 +19,8 @@ pub use params::SamplingParams;
 pub use random::RandomState;
 
 use filters::{Candidates, Share};
-use histogram::Histogram;
 use random::SequenceRandom;
+use select::Scratch;
 
 /// Sampling was asked for something impossible, or the logits are broken.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -137,7 +137,7 @@ pub struct Sampler {
     random: SequenceRandom,
     candidates: Candidates,
     maxima: Vec<f32>,
-    histogram: Histogram,
+    scratch: Scratch,
     /// Keys of the tokens that `top_k` or the log-probabilities selected.
     selected: Vec<u64>,
     /// The logits of the tokens that `top_k` selected.
@@ -157,7 +157,7 @@ impl Sampler {
             random: SequenceRandom::new(seed),
             candidates: Candidates::default(),
             maxima: Vec::new(),
-            histogram: Histogram::default(),
+            scratch: Scratch::default(),
             selected: Vec::new(),
             selected_logits: Vec::new(),
             raw_logits: Vec::new(),
@@ -220,7 +220,7 @@ impl Sampler {
         if count == 0 {
             return Ok((log_normalizer, Vec::new()));
         }
-        select::select_largest(logits, &self.maxima, count, &mut self.histogram, &mut self.selected);
+        select::select_largest(logits, &self.maxima, count, &mut self.scratch, &mut self.selected);
         self.selected.sort_unstable();
         let token = |&member: &u64| {
             let position = select::position_of(member);
@@ -283,7 +283,7 @@ impl Sampler {
             return self.draw_from(logits, share);
         }
         // The rest happens among the selected tokens alone, still in the order of their ids.
-        select::select_largest(logits, &self.maxima, top_k, &mut self.histogram, &mut self.selected);
+        select::select_largest(logits, &self.maxima, top_k, &mut self.scratch, &mut self.selected);
         self.selected.sort_unstable_by_key(|&member| select::position_of(member));
         let mut levels = std::mem::take(&mut self.selected_logits);
         levels.clear();

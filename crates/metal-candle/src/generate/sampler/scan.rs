@@ -1,11 +1,12 @@
-//! The loops over the whole vocabulary. They are plain element loops over fixed lanes, so that the compiler turns
-//! them into vector code on every target, and sums always add up in the same order: equal on every platform.
+//! The passes over the whole vocabulary. They are plain element loops over fixed lanes, compiled for every instruction
+//! set, so that the compiler turns them into vector code, and sums always add up in the same order: equal on every
+//! platform.
 
 use std::array;
 
 /// Logits are scanned in blocks of this many; each block keeps its maximum and, later, its mass.
 pub(super) const BLOCK: usize = 128;
-/// Independent accumulators of one reduction: four SSE registers, two AVX ones.
+/// Independent accumulators of one reduction: an AVX-512 register, two AVX ones, four SSE ones.
 pub(super) const LANES: usize = 16;
 
 /// Levels below this weigh nothing: all tokens of a vocabulary of 2^18 that are 2^40 times less likely than the
@@ -19,32 +20,152 @@ const ROUND: f32 = 12_582_912.0;
 pub(super) const BUCKETS: usize = 32 * PLACES_PER_OCTAVE;
 const PLACES_PER_OCTAVE: usize = 64;
 
+/// Makes functions whose bodies are compiled for every instruction set; what they call must be `#[inline(always)]`.
+macro_rules! passes {
+    (@result) => { () };
+    (@result $result:ty) => { $result };
+    ($(
+        $(#[$meta:meta])*
+        fn $name:ident<$lifetime:lifetime>($($argument:ident: $kind:ty),* $(,)?) $(-> $result:ty)? $body:block
+    )*) => {$(
+        $(#[$meta])*
+        pub(super) fn $name<$lifetime>($($argument: $kind),*) $(-> $result)? {
+            struct Loops;
+            impl<$lifetime> metal_candle_kernels::simd::Pass<($($kind,)*)> for Loops {
+                type Output = passes!(@result $($result)?);
+                #[inline(always)]
+                fn run(self, ($($argument,)*): ($($kind,)*)) -> Self::Output $body
+            }
+            metal_candle_kernels::simd::vectorized(Loops, ($($argument,)*))
+        }
+    )*};
+}
+pub(super) use passes;
+
 /// Writes the maximum of each block to `maxima`. The position of the first NaN is the error.
 pub(super) fn block_maxima(logits: &[f32], maxima: &mut Vec<f32>) -> Result<(), usize> {
-    maxima.clear();
-    let mut unordered = false;
-    for block in logits.chunks(BLOCK) {
-        let mut best = [f32::NEG_INFINITY; LANES];
-        let (rows, rest) = block.as_chunks::<LANES>();
-        for row in rows {
-            unordered |= row.iter().fold(false, |seen, logit| seen | logit.is_nan());
-            best = array::from_fn(|lane| if row[lane] > best[lane] { row[lane] } else { best[lane] });
-        }
-        for (best, &logit) in best.iter_mut().zip(rest) {
-            unordered |= logit.is_nan();
-            *best = if logit > *best { logit } else { *best };
-        }
-        maxima.push(fold(best, |left, right| if left > right { left } else { right }));
-    }
-    if unordered {
+    maxima.resize(logits.len().div_ceil(BLOCK), 0.0);
+    if find_maxima(logits, maxima) {
         return Err(logits.iter().position(|logit| logit.is_nan()).expect("a block holds a NaN"));
     }
     Ok(())
 }
 
-/// The largest of the block maxima.
-pub(super) fn largest(maxima: &[f32]) -> f32 {
-    maxima.iter().fold(f32::NEG_INFINITY, |best, &maximum| if maximum > best { maximum } else { best })
+passes! {
+    /// Writes the maximum of each block; returns whether there is a NaN.
+    fn find_maxima<'a>(logits: &'a [f32], maxima: &'a mut [f32]) -> bool {
+        // In bits, a NaN is larger than infinity, whatever the sign.
+        let mut largest_bits = [0i32; LANES];
+        for (block, maximum) in logits.chunks(BLOCK).zip(maxima) {
+            let mut best = [f32::NEG_INFINITY; LANES];
+            let (rows, rest) = block.as_chunks::<LANES>();
+            for row in rows {
+                for lane in 0..LANES {
+                    let bits = row[lane].abs().to_bits() as i32;
+                    largest_bits[lane] = if bits > largest_bits[lane] { bits } else { largest_bits[lane] };
+                    best[lane] = if row[lane] > best[lane] { row[lane] } else { best[lane] };
+                }
+            }
+            for (lane, &logit) in rest.iter().enumerate() {
+                let bits = logit.abs().to_bits() as i32;
+                largest_bits[lane] = if bits > largest_bits[lane] { bits } else { largest_bits[lane] };
+                best[lane] = if logit > best[lane] { logit } else { best[lane] };
+            }
+            *maximum = fold(best, |left, right| if left > right { left } else { right });
+        }
+        largest_bits.iter().any(|&bits| bits > f32::INFINITY.to_bits() as i32)
+    }
+
+    /// The largest of the block maxima.
+    fn largest<'a>(maxima: &'a [f32]) -> f32 {
+        maxima.iter().fold(f32::NEG_INFINITY, |best, &maximum| if maximum > best { maximum } else { best })
+    }
+
+    /// Turns logits into levels, `(logit − best) · scale`, and writes `2^level` to `weights` and the sum of each
+    /// block to `masses`. Levels of blocks without any mass are left undefined.
+    fn weigh<'a>(
+        logits: &'a mut [f32], weights: &'a mut [f32], masses: &'a mut [f32], maxima: &'a [f32], best: f32, scale: f32,
+    ) {
+        let blocks = logits.chunks_mut(BLOCK).zip(weights.chunks_mut(BLOCK)).zip(masses).zip(maxima);
+        for (((levels, weights), mass), &maximum) in blocks {
+            if (maximum - best) * scale < LOWEST_LEVEL {
+                weights.fill(0.0);
+                *mass = 0.0;
+                continue;
+            }
+            for (level, weight) in levels.iter_mut().zip(&mut *weights) {
+                *level = (*level - best) * scale;
+                let power = exp2(*level);
+                *weight = if *level >= LOWEST_LEVEL { power } else { 0.0 };
+            }
+            *mass = sum(weights);
+        }
+    }
+
+    /// Zeroes the weights that are not nearer to `center` than the level at `position`. Of equal distances, those at
+    /// lower positions are nearer.
+    fn keep_nearer<'a>(levels: &'a [f32], weights: &'a mut [f32], masses: &'a mut [f32], center: f32, position: usize) {
+        let limit = distance(levels[position], center);
+        let blocks = levels.chunks(BLOCK).zip(weights.chunks_mut(BLOCK)).zip(masses).enumerate();
+        for (block, ((levels, weights), mass)) in blocks.filter(|(_, (_, mass))| **mass > 0.0) {
+            let split = position.saturating_sub(block * BLOCK).min(levels.len());
+            let (lower, higher) = weights.split_at_mut(split);
+            *mass = keep_below(&levels[..split], lower, center, limit + 1)
+                + keep_below(&levels[split..], higher, center, limit);
+        }
+    }
+
+    /// The sum of `2^((logit − best) · scale)`, which changes nothing and forgets nothing above f32's smallest number.
+    fn total_weight<'a>(logits: &'a [f32], best: f32, scale: f32) -> f64 {
+        let mut powers = [0.0f32; BLOCK];
+        let mut total = 0.0;
+        for block in logits.chunks(BLOCK) {
+            for (power, &logit) in powers.iter_mut().zip(block) {
+                let level = (logit - best) * scale;
+                let level = if level > -125.0 { level } else { -125.0 };
+                *power = exp2(level);
+            }
+            total += f64::from(sum(&powers[..block.len()]));
+        }
+        total
+    }
+
+    /// The sum of level times weight.
+    fn weighted_levels<'a>(levels: &'a [f32], weights: &'a [f32], masses: &'a [f32]) -> f64 {
+        let mut products = [0.0f32; BLOCK];
+        let mut total = 0.0;
+        let blocks = levels.chunks(BLOCK).zip(weights.chunks(BLOCK)).zip(masses);
+        for ((levels, weights), _) in blocks.filter(|(_, mass)| **mass > 0.0) {
+            for ((product, &level), &weight) in products.iter_mut().zip(levels).zip(weights) {
+                // The level of a banned token is negative infinity, its weight 0.
+                let live = if level >= LOWEST_LEVEL { level } else { 0.0 };
+                *product = live * weight;
+            }
+            total += f64::from(sum(&products[..levels.len()]));
+        }
+        total
+    }
+
+    /// Zeroes the weights outside `floor..=ceiling`. Blocks of less mass than `least` hold none that matters.
+    fn keep_between<'a>(weights: &'a mut [f32], masses: &'a mut [f32], floor: f32, ceiling: f32, least: f32) {
+        for (weights, mass) in weights.chunks_mut(BLOCK).zip(masses) {
+            if *mass > least {
+                for weight in &mut *weights {
+                    *weight = if *weight >= floor && *weight <= ceiling { *weight } else { 0.0 };
+                }
+                *mass = sum(weights);
+            }
+        }
+    }
+
+    /// The mass of each block that has any.
+    fn sum_blocks<'a>(weights: &'a [f32], masses: &'a mut [f32]) {
+        for (weights, mass) in weights.chunks(BLOCK).zip(masses) {
+            if *mass > 0.0 {
+                *mass = sum(weights);
+            }
+        }
+    }
 }
 
 /// The first position that holds `value`, which is the largest of `maxima`.
@@ -54,43 +175,23 @@ pub(super) fn first_position(logits: &[f32], maxima: &[f32], value: f32) -> Opti
     logits[start..].iter().position(|&logit| logit == value).map(|offset| start + offset)
 }
 
-/// Turns the logits of one block into levels, `(logit − best) · scale`, and writes `2^level` to `weights`. Returns
-/// their sum.
-pub(super) fn weigh(levels: &mut [f32], weights: &mut [f32], best: f32, scale: f32) -> f32 {
-    for (level, weight) in levels.iter_mut().zip(&mut *weights) {
-        *level = (*level - best) * scale;
-        let power = exp2(*level);
-        *weight = if *level >= LOWEST_LEVEL { power } else { 0.0 };
-    }
-    sum(weights)
-}
-
-/// Zeroes the weights whose distance from `center` is not below `limit`, in the bits of an f32; returns the sum of the
-/// others.
-pub(super) fn keep_nearer(levels: &[f32], weights: &mut [f32], center: f32, limit: i32) -> f32 {
+/// Zeroes the weights whose distance from `center` is not below `limit`; returns the sum of the others.
+#[inline(always)]
+fn keep_below(levels: &[f32], weights: &mut [f32], center: f32, limit: i32) -> f32 {
     for (weight, &level) in weights.iter_mut().zip(levels) {
-        let distance = (center - level).abs().to_bits() as i32;
-        *weight = if distance < limit { *weight } else { 0.0 };
+        *weight = if distance(level, center) < limit { *weight } else { 0.0 };
     }
     sum(weights)
 }
 
-/// `Σ 2^((logit − best) · scale)`, which changes nothing and forgets nothing above f32's smallest number.
-pub(super) fn total_weight(logits: &[f32], best: f32, scale: f32) -> f64 {
-    let mut powers = [0.0f32; BLOCK];
-    let mut total = 0.0;
-    for block in logits.chunks(BLOCK) {
-        for (power, &logit) in powers.iter_mut().zip(block) {
-            let level = (logit - best) * scale;
-            let level = if level > -125.0 { level } else { -125.0 };
-            *power = exp2(level);
-        }
-        total += f64::from(sum(&powers[..block.len()]));
-    }
-    total
+/// How far a level is from `center`, in the bits of an f32, which sort as the distance does.
+#[inline(always)]
+pub(super) fn distance(level: f32, center: f32) -> i32 {
+    (center - level).abs().to_bits() as i32
 }
 
 /// The sum of at most one block, in f32 lanes.
+#[inline(always)]
 pub(super) fn sum(block: &[f32]) -> f32 {
     let mut lanes = [0.0f32; LANES];
     let (rows, rest) = block.as_chunks::<LANES>();
@@ -101,17 +202,6 @@ pub(super) fn sum(block: &[f32]) -> f32 {
         *lane += value;
     }
     fold(lanes, |left, right| left + right)
-}
-
-/// The sum of level times weight.
-pub(super) fn weighted_levels(levels: &[f32], weights: &[f32]) -> f32 {
-    let mut products = [0.0f32; BLOCK];
-    for ((product, &level), &weight) in products.iter_mut().zip(levels).zip(weights) {
-        // The level of a banned token is negative infinity, its weight 0.
-        let live = if level >= LOWEST_LEVEL { level } else { 0.0 };
-        *product = live * weight;
-    }
-    sum(&products[..levels.len()])
 }
 
 /// The histogram place of each level of a block: its distance from `center`, [`PLACES_PER_OCTAVE`] places for each
@@ -130,29 +220,13 @@ pub(super) fn places(levels: &[f32], center: f32, places: &mut [i32; BLOCK]) {
     }
 }
 
-/// Zeroes the weights of one row whose place lies beyond `border`; returns how many places are the border itself.
+/// Zeroes the weights of one row whose place lies beyond `border`; returns whether a place is the border itself.
 #[inline(always)]
-pub(super) fn drop_beyond(weights: &mut [f32], places: &[i32], border: i32) -> i32 {
-    let mut at_border = 0;
+pub(super) fn drop_beyond(weights: &mut [f32], places: &[i32], border: i32) -> bool {
     for (weight, &place) in weights.iter_mut().zip(places) {
         *weight = if place <= border { *weight } else { 0.0 };
-        at_border += i32::from(place == border);
     }
-    at_border
-}
-
-/// Zeroes the weights below `floor`.
-pub(super) fn drop_below(weights: &mut [f32], floor: f32) {
-    for weight in weights {
-        *weight = if *weight >= floor { *weight } else { 0.0 };
-    }
-}
-
-/// Zeroes the weights above `ceiling`.
-pub(super) fn drop_above(weights: &mut [f32], ceiling: f32) {
-    for weight in weights {
-        *weight = if *weight <= ceiling { *weight } else { 0.0 };
-    }
+    places.iter().fold(false, |seen, &place| seen | (place == border))
 }
 
 /// `2^level` for levels in `-125..=0`, within 2e-7 of its value. Elsewhere it returns some number.

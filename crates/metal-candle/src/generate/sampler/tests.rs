@@ -543,6 +543,18 @@ fn a_seed_draws_the_same_tokens_everywhere() {
     assert_eq!(draw_tokens(&mut unseeded, &logits, 16), draw_tokens(&mut repeated, &logits, 16));
 }
 
+#[test]
+fn every_instruction_set_draws_the_same_tokens() {
+    use metal_candle_kernels::simd::{available, with_level};
+    let logits = fixed_logits(3000, 6.0);
+    let filters = SamplingParams { top_k: 2000, top_p: 0.95, min_p: 0.001, typical_p: 0.9, ..sampling() };
+    for params in [sampling(), filters] {
+        let draw = || draw_tokens(&mut Sampler::new(params.clone(), 3000).unwrap(), &logits, 16);
+        let drawn: Vec<Vec<u32>> = available().map(|level| with_level(level, draw)).collect();
+        assert!(drawn.iter().all(|tokens| *tokens == drawn[0]), "{drawn:?}");
+    }
+}
+
 /// Confirmed by a second implementation, in Python with f64.
 const GOLDEN_TOKENS: [u32; 16] =
     [533, 38, 537, 670, 398, 635, 987, 904, 721, 191, 248, 695, 191, 537, 537, 180];

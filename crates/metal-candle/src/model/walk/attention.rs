@@ -2,7 +2,6 @@
 
 use candle_core::{Result, Tensor};
 use metal_candle_kernels::{
-    accumulate::accumulate,
     attention::{AttentionParams, packed_attention_backward, packed_attention_forward},
     linear::{linear, linear_many},
     rms_norm::{RmsNorm, rms_norm_backward},
@@ -11,7 +10,7 @@ use metal_candle_kernels::{
 
 use super::{
     BlockGradients, Shared, add_norm_gradient,
-    part::{PartOf, SavedPart},
+    part::{InputGradient, PartOf, SavedPart},
 };
 use crate::{
     lora::{BlockAdapter, Part},
@@ -98,7 +97,14 @@ pub(super) fn back(
     let sums = |part| gradients.parts.get(&part);
 
     let flat = saved.mixed.reshape((count, spec.query_size()))?;
-    let d_mixed = part(Part::Output).back(&flat, &saved.output_part, dy, true, shared, sums(Part::Output))?;
+    let d_mixed = part(Part::Output).back(
+        &flat,
+        &saved.output_part,
+        dy,
+        InputGradient::New,
+        shared,
+        sums(Part::Output),
+    )?;
     let d_mixed = d_mixed.expect("asked for").reshape(saved.mixed.shape())?;
     let SavedAttention { queries, keys, values, mixed, lse, .. } = saved;
     let packing = shared.packing(params(attention));
@@ -112,16 +118,14 @@ pub(super) fn back(
     let d_keys = position_back(attention, d_keys, saved.keys_before, norm, sum, shared)?;
     let d_values = d_values.reshape((count, spec.key_size()))?;
 
-    let back =
-        |which, saved: &SavedPart, dy: &Tensor| part(which).back(x, saved, dy, wanted, shared, sums(which));
-    let d_x = back(Part::Queries, &saved.query_part, &d_queries)?;
-    let through_keys = back(Part::Keys, &saved.key_part, &d_keys)?;
-    let through_values = back(Part::Values, &saved.value_part, &d_values)?;
-    if let Some(d_x) = &d_x {
-        for other in [through_keys, through_values].iter().flatten() {
-            accumulate(d_x, other)?;
-        }
-    }
+    let back = |which, saved: &SavedPart, dy: &Tensor, wanted: InputGradient<'_>| {
+        part(which).back(x, saved, dy, wanted, shared, sums(which))
+    };
+    let first = if wanted { InputGradient::New } else { InputGradient::Unwanted };
+    let d_x = back(Part::Queries, &saved.query_part, &d_queries, first)?;
+    let next = d_x.as_ref().map_or(InputGradient::Unwanted, InputGradient::AddTo);
+    back(Part::Keys, &saved.key_part, &d_keys, next)?;
+    back(Part::Values, &saved.value_part, &d_values, next)?;
     Ok(d_x)
 }
 

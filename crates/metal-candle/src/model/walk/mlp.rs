@@ -2,14 +2,13 @@
 
 use candle_core::{Result, Tensor};
 use metal_candle_kernels::{
-    accumulate::accumulate,
     gated::{gated, gated_backward},
     linear::{linear, linear_many},
 };
 
 use super::{
     Shared,
-    part::{PartGradients, PartOf, SavedPart},
+    part::{InputGradient, PartGradients, PartOf, SavedPart},
 };
 use crate::{
     lora::{BlockAdapter, Part},
@@ -74,16 +73,15 @@ pub(super) fn back(
     let sums = gradients.get(&Part::Down);
     // Only a trained product asks for its input.
     let middle = if sums.is_some() { gated(&gate, &up, mlp.activation)? } else { gate.clone() };
-    let d_middle = down.back(&middle, &down_part, dy, true, shared, sums)?.expect("asked for");
+    let d_middle = down.back(&middle, &down_part, dy, InputGradient::New, shared, sums)?.expect("asked for");
     drop(middle);
     let (d_gate, d_up) = gated_backward(&gate, &up, &d_middle, mlp.activation)?;
     drop((d_middle, gate, up));
-    let back = |which, saved: &SavedPart, dy: &Tensor| {
-        let found = part(which).back(x, saved, dy, true, shared, gradients.get(&which))?;
+    let back = |which, saved: &SavedPart, dy: &Tensor, wanted: InputGradient<'_>| {
+        let found = part(which).back(x, saved, dy, wanted, shared, gradients.get(&which))?;
         Ok::<_, candle_core::Error>(found.expect("asked for"))
     };
-    let d_x = back(Part::Gate, &gate_part, &d_gate)?;
+    let d_x = back(Part::Gate, &gate_part, &d_gate, InputGradient::New)?;
     drop(d_gate);
-    accumulate(&d_x, &back(Part::Up, &up_part, &d_up)?)?;
-    Ok(d_x)
+    back(Part::Up, &up_part, &d_up, InputGradient::AddTo(&d_x))
 }

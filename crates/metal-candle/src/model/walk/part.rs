@@ -6,7 +6,9 @@ use candle_core::{DType, Result, Tensor};
 use metal_candle_kernels::{
     accumulate::accumulate,
     dropout::{self, dropout},
-    linear::{Projection, linear_backward, linear_bias_backward, linear_weight_backward},
+    linear::{
+        Projection, linear_backward, linear_backward_add, linear_bias_backward, linear_weight_backward,
+    },
     lora::{
         LoraAdapter, LoraGradients, LoraSegment, lora_backward, lora_down, lora_in_place, lora_up_in_place,
     },
@@ -58,6 +60,17 @@ pub(super) struct SavedPart {
     sum: Option<Tensor>,
 }
 
+/// What becomes of the gradient of a product's input.
+#[derive(Clone, Copy)]
+pub(super) enum InputGradient<'a> {
+    /// Nobody asks.
+    Unwanted,
+    /// A tensor of its own.
+    New,
+    /// It is added to another product's.
+    AddTo(&'a Tensor),
+}
+
 /// A part of a block: where it is, what is multiplied, what is added.
 #[derive(Clone, Copy)]
 pub(super) struct PartOf<'a> {
@@ -106,7 +119,7 @@ impl<'a> PartOf<'a> {
         x: &Tensor,
         saved: &SavedPart,
         dy: &Tensor,
-        wanted: bool,
+        wanted: InputGradient<'_>,
         shared: &Shared<'_>,
         sums: Option<&PartSums>,
     ) -> Result<Option<Tensor>> {
@@ -118,7 +131,7 @@ impl<'a> PartOf<'a> {
         }
         let lora_sums = sums.and_then(|sums| sums.lora.as_ref());
         let (Some(active), Some(projected)) = (self.active, &saved.projected) else {
-            return if wanted { linear_backward(dy, self.projection).map(Some) } else { Ok(None) };
+            return self.input_gradient(dy, wanted);
         };
         let scaled = match (&active.dora, &saved.sum) {
             (Some(dora), Some(sum)) => {
@@ -131,12 +144,23 @@ impl<'a> PartOf<'a> {
             _ => None,
         };
         let dy = scaled.as_ref().unwrap_or(dy);
-        let dx = if wanted { Some(linear_backward(dy, self.projection)?) } else { None };
+        let dx = self.input_gradient(dy, wanted)?;
         if let (Some(dx), Some(frozen)) = (&dx, &active.frozen) {
             accumulate(dx, &through(dy, frozen)?)?;
         }
         self.adapter_back(x, projected, dy, dx.as_ref(), shared, lora_sums, &active.lora)?;
         Ok(dx)
+    }
+
+    fn input_gradient(&self, dy: &Tensor, wanted: InputGradient<'_>) -> Result<Option<Tensor>> {
+        match wanted {
+            InputGradient::Unwanted => Ok(None),
+            InputGradient::New => linear_backward(dy, self.projection).map(Some),
+            InputGradient::AddTo(dx) => {
+                linear_backward_add(dy, self.projection, dx)?;
+                Ok(Some(dx.clone()))
+            }
+        }
     }
 
     /// Adds the gradients of A and B, and what of the gradient of `x` goes through them.
