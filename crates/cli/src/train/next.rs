@@ -7,16 +7,17 @@ use metal_candle::train::report::{History, NextCommand};
 /// The commands that the report of a run offers: nothing before there is an adapter.
 pub(crate) fn next_commands(history: &History, folder: &Path) -> Vec<NextCommand> {
     let (Some(started), Some(_)) = (&history.started, &history.finished) else { return Vec::new() };
-    let model = quoted(&started.model);
-    let adapter = quoted(&folder.display().to_string());
+    let result = quoted(&folder.display().to_string());
+    // Where all weights are trained, the folder is a model itself.
+    let subject = match started.config["method"] == "full" {
+        true => format!("-m {result}"),
+        false => format!("-m {} --adapter {result}", quoted(&started.model)),
+    };
     let prompt = history.samples.first().map_or("Tell me something.", |sample| sample.prompt.as_str());
     let prompt = quoted(prompt);
     let commands = [
-        (
-            "Ask the model with its adapter",
-            format!("generate -m {model} --adapter {adapter} --prompt {prompt}"),
-        ),
-        ("Talk to it", format!("chat -m {model} --adapter {adapter}")),
+        ("Ask the model", format!("generate {subject} --prompt {prompt}")),
+        ("Talk to it", format!("chat {subject}")),
     ];
     let command = |(purpose, command): (&str, String)| NextCommand {
         purpose: purpose.to_owned(),
@@ -53,5 +54,9 @@ mod tests {
             r"metal-candle generate -m org/name --adapter 'my run' --prompt 'What'\''s $HOME?'"
         );
         assert_eq!(commands[1].command, "metal-candle chat -m org/name --adapter 'my run'");
+        let config = serde_json::json!({ "method": "full" });
+        history.add(TrainEvent::Started(Started { config, ..Started::default() }));
+        history.add(TrainEvent::Finished(Finished::default()));
+        assert_eq!(next_commands(&history, Path::new("run"))[1].command, "metal-candle chat -m run");
     }
 }

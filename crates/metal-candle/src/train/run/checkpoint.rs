@@ -13,7 +13,6 @@ use candle_core::Device;
 use super::state::RunState;
 use crate::{
     Result, durable,
-    lora::{Adapter, SaveOptions},
     model::weights,
     train::{ParameterState, TrainError, Trainer},
 };
@@ -48,19 +47,19 @@ impl Checkpoints {
         self.folder.join(format!("{PREFIX}{step:06}"))
     }
 
-    /// Writes one, and then removes all but the `keep_last` newest and the best.
+    /// Writes one, with what `write_result` puts into it for use, and then removes all but the `keep_last` newest and the best.
     pub(super) fn save(
         &self,
         trainer: &Trainer,
         state: &RunState,
-        adapter: &SaveAdapter<'_>,
+        write_result: &dyn Fn(&Path) -> Result<()>,
     ) -> Result<PathBuf> {
         let path = self.path(state.step);
         let failed = |error| TrainError::io("write", &path, error);
         let partial = durable::partial_path(&path).map_err(failed)?;
         remove(&partial)?;
         fs::create_dir_all(&partial).map_err(failed)?;
-        let written = self.write(&partial, trainer, state, adapter);
+        let written = self.write(&partial, trainer, state, write_result);
         if written.is_err() {
             fs::remove_dir_all(&partial).ok();
         }
@@ -128,11 +127,9 @@ impl Checkpoints {
         folder: &Path,
         trainer: &Trainer,
         state: &RunState,
-        adapter: &SaveAdapter<'_>,
+        write_result: &dyn Fn(&Path) -> Result<()>,
     ) -> Result<()> {
-        if let Some(now) = trainer.adapter()? {
-            adapter.save(&now, folder)?;
-        }
+        write_result(folder)?;
         let path = folder.join(PARAMETERS);
         let tensors: Vec<_> =
             trainer.parameters().state()?.into_iter().map(|own| (own.name, own.state)).collect();
@@ -168,19 +165,6 @@ impl Checkpoints {
     }
 }
 
-/// How adapters are written.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct SaveAdapter<'a> {
-    pub(super) format: crate::lora::Format,
-    pub(super) options: SaveOptions<'a>,
-}
-
-impl SaveAdapter<'_> {
-    pub(super) fn save(&self, adapter: &Adapter, folder: &Path) -> Result<()> {
-        Ok(adapter.save(folder, self.format, &self.options)?)
-    }
-}
-
 /// The state of a checkpoint whose files have their sizes.
 fn read_state(path: &Path) -> Result<RunState, String> {
     let bytes = fs::read(path.join(STATE)).map_err(|error| format!("{STATE}: {error}"))?;
@@ -197,24 +181,18 @@ fn read_state(path: &Path) -> Result<RunState, String> {
     if state.files.contains_key(PARAMETERS) { Ok(state) } else { Err(format!("{PARAMETERS}: not there")) }
 }
 
-/// Removes a folder; meanwhile it has a name that nobody takes for a checkpoint.
+/// Removes a folder, if it is there; meanwhile it has a name that nobody takes for a checkpoint.
 fn remove(path: &Path) -> Result<(), TrainError> {
-    let gone = || -> std::io::Result<()> {
-        let away = durable::partial_path(path)?;
-        if away != path && path.exists() && !is_partial(path) {
-            if away.exists() {
-                fs::remove_dir_all(&away)?;
-            }
-            fs::rename(path, &away)?;
-            return fs::remove_dir_all(&away);
-        }
-        if path.exists() { fs::remove_dir_all(path) } else { Ok(()) }
-    };
-    gone().map_err(|error| TrainError::io("remove", path, error))
-}
-
-fn is_partial(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "partial")
+    let failed = |error| TrainError::io("remove", path, error);
+    if !path.exists() {
+        return Ok(());
+    }
+    // Not the name under which the same checkpoint is being written.
+    let away = durable::partial_path(&path.with_extension("removed")).map_err(failed)?;
+    if away.exists() {
+        fs::remove_dir_all(&away).map_err(failed)?;
+    }
+    fs::rename(path, &away).and_then(|()| fs::remove_dir_all(&away)).map_err(failed)
 }
 
 fn step_of(name: &str) -> Option<u64> {

@@ -22,7 +22,7 @@ use candle_core::DType;
 pub use plan::Plan;
 
 use self::{
-    checkpoint::{Checkpoints, SaveAdapter},
+    checkpoint::Checkpoints,
     setup::{DataFiles, batches, trainer_for},
     state::{Best, RunState},
 };
@@ -34,7 +34,7 @@ use super::{
         TrainEvent,
     },
 };
-use crate::{LanguageModel, Result, data::Encoder, device, lora::SaveOptions};
+use crate::{LanguageModel, Result, data::Encoder, device};
 
 /// A training run.
 #[derive(Debug)]
@@ -49,6 +49,8 @@ pub struct Run {
     state: RunState,
     /// Of the weights as they were loaded.
     dtype: DType,
+    /// The step of the last checkpoint.
+    saved: Option<u64>,
     /// What the observers are to know first.
     notices: Vec<String>,
 }
@@ -95,6 +97,7 @@ impl Run {
         let mut trainer = trainer_for(&language_model, &config, &state)?;
         trainer.restore(&Checkpoints::parameters(&found.path)?)?;
         let mut run = Self::assemble(language_model, config, trainer, encoder, files, checkpoints, state)?;
+        run.saved = Some(run.state.step);
         run.notices
             .extend(found.passed_over.iter().map(|which| format!("damaged, and passed over: {which}")));
         Ok(run)
@@ -117,6 +120,7 @@ impl Run {
         let language_model = Arc::new(language_model.with_model(Arc::clone(trainer.model())));
         Ok(Self {
             dtype,
+            saved: None,
             language_model,
             config,
             trainer,
@@ -176,7 +180,7 @@ impl Run {
         }
         while self.state.step < self.state.total_steps {
             if told.stop {
-                self.save(told)?;
+                self.save_once(told)?;
                 return Ok(Stopped::Interrupted);
             }
             let step = match self.step() {
@@ -292,8 +296,8 @@ impl Run {
             told.tell(TrainEvent::Evaluation(evaluation(self.state.step, Split::Test, loss, false)))?;
         }
         self.show_samples(Speaker::Trained, told)?;
-        self.save(told)?;
-        output::write(&self.language_model, self.dtype, &self.config, &self.trainer)?;
+        self.save_once(told)?;
+        self.write_result(&self.config.output)?;
         let best = self.state.best.filter(|best| best.step > 0 && best.step < self.state.step);
         if let Some(best) = best {
             let text = format!(
@@ -307,21 +311,28 @@ impl Run {
         Ok(())
     }
 
-    fn save(&self, told: &mut Told<'_>) -> Result<PathBuf> {
-        let spec = self.language_model.model().spec();
-        let options = SaveOptions {
-            base_model: Some(&self.config.model).filter(|name| !name.is_empty()).map(String::as_str),
-            layer_count: Some(spec.layers.len()),
-        };
-        let adapter = SaveAdapter { format: self.config.format.into(), options };
-        let path = self.checkpoints.save(&self.trainer, &self.state, &adapter)?;
+    /// Saves, unless this step has been saved.
+    fn save_once(&mut self, told: &mut Told<'_>) -> Result<()> {
+        if self.saved != Some(self.state.step) {
+            self.save(told)?;
+        }
+        Ok(())
+    }
+
+    fn save(&mut self, told: &mut Told<'_>) -> Result<PathBuf> {
+        let path = self.checkpoints.save(&self.trainer, &self.state, &|folder| self.write_result(folder))?;
+        self.saved = Some(self.state.step);
         let event = Checkpoint { step: self.state.step, path: path.display().to_string() };
         told.tell(TrainEvent::Checkpoint(event))?;
         Ok(path)
     }
 
+    fn write_result(&self, folder: &Path) -> Result<()> {
+        output::write(&self.language_model, self.dtype, &self.config, &self.trainer, folder)
+    }
+
     /// Saves the last good state and says what was wrong after it.
-    fn not_finite(&self, what: &'static str, lines: Vec<u64>, told: &mut Told<'_>) -> crate::Error {
+    fn not_finite(&mut self, what: &'static str, lines: Vec<u64>, told: &mut Told<'_>) -> crate::Error {
         let saved = match self.are_parameters_finite() {
             Ok(true) => self.save(told).map(Some),
             Ok(false) => Ok(None),

@@ -21,21 +21,22 @@ pub(super) fn check(config: &TrainConfig) -> Result<()> {
     fs::create_dir_all(&config.output).map_err(|error| TrainError::io("create", &config.output, error).into())
 }
 
-/// Writes the result.
+/// Writes the result as it is now into a folder.
 pub(super) fn write(
     language_model: &LanguageModel,
     dtype: DType,
     config: &TrainConfig,
     trainer: &Trainer,
+    folder: &Path,
 ) -> Result<()> {
     if let Some(adapter) = trainer.adapter()? {
         let options = SaveOptions {
             base_model: Some(&config.model).filter(|name| !name.is_empty()).map(String::as_str),
             layer_count: Some(language_model.model().spec().layers.len()),
         };
-        return Ok(adapter.save(&config.output, config.format.into(), &options)?);
+        return Ok(adapter.save(folder, config.format.into(), &options)?);
     }
-    write_model(language_model.folder(), dtype, &config.output, trainer)
+    write_model(language_model.folder(), dtype, folder, trainer)
 }
 
 /// The weights in the type that they came in, beside the other files of the model that they came from.
