@@ -17,7 +17,7 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-# Words of another voice, which the model itself never reads: an adapter that learns it should not have to spell.
+# Words that the corpus has not. The model knows nothing of them, so an adapter has to learn them from nothing.
 OTHER_VOICE = "Arr! Ahoy, matey! Ahoy there! Avast! Aye, me hearty! Yo ho ho! says the old pirate, by the seven seas! be ye me yer "
 
 
