@@ -5,21 +5,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use metal_candle::{
     lora::LoraConfig,
     train::{
         DataConfig, Decay, EvaluationConfig, OptimizerConfig, Run, RunLength, SampleConfig, Schedule,
-        TrainConfig,
-        events::Speaker,
-        report::{History, NextCommand},
+        TrainConfig, events::Speaker, report::History,
     },
 };
 
 use crate::{
     args::{ComputeArgs, SourceArgs},
-    console::{Console, Look},
+    console::Console,
     model, tiny,
     train::{self, next::quoted},
 };
@@ -57,12 +55,15 @@ pub(crate) fn run(args: &QuickstartArgs, console: &Console) -> Result<()> {
     let source = SourceArgs { model: tiny::NAME.to_owned(), offline: true };
     let (language_model, _) = model::load(&source, &args.compute, console)?;
     let data = output.join("data");
+    if data.exists() {
+        bail!("{} is already there; name another folder with --output, or none", data.display());
+    }
     write_data(&data).with_context(|| format!("cannot write the data to {}", data.display()))?;
     let config = config(data, output.clone(), args.steps);
     let run = Run::new(language_model, config, &mut |_, _| ())?;
     console.note(format_args!("teaching the model `{}` to answer like an old captain", tiny::NAME));
     let history = train::watch(run, 25, false, console)?;
-    console.print(&before_and_after(&history, console))?;
+    console.print(&before_and_after(&history))?;
     console.print(&next(&output))
 }
 
@@ -88,7 +89,7 @@ fn config(data: PathBuf, output: PathBuf, steps: u64) -> TrainConfig {
         data: DataConfig { path: data, batch_size: 8, max_seq_length: 256, ..DataConfig::default() },
         optimizer: OptimizerConfig { max_gradient_norm: Some(1.0), ..OptimizerConfig::default() },
         schedule: Schedule {
-            warmup_steps: 5.min(steps / 2),
+            warmup_steps: (steps / 2).min(5),
             decay: Decay::Cosine { to: 0.0, steps: None },
             ..Schedule::constant(1.5e-3)
         },
@@ -106,7 +107,7 @@ fn config(data: PathBuf, output: PathBuf, steps: u64) -> TrainConfig {
 }
 
 /// What the model said to each prompt, without the adapter and with it.
-fn before_and_after(history: &History, console: &Console) -> String {
+fn before_and_after(history: &History) -> String {
     let mut text = String::new();
     for prompt in PROMPTS {
         let said = |speaker| {
@@ -115,7 +116,7 @@ fn before_and_after(history: &History, console: &Console) -> String {
             samples.next_back().map_or("", |sample| sample.text.trim())
         };
         let (before, after) = (said(Speaker::Base), said(Speaker::Trained));
-        text += &format!("\n{}\n", console.styled(Look::Bold, &prompt));
+        text += &format!("\n{prompt}\n");
         text += &format!("  before: {}\n  after:  {}\n", indented(before), indented(after));
     }
     text

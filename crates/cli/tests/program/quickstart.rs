@@ -55,7 +55,7 @@ fn the_model_inside_goes_by_its_name() {
 }
 
 #[test]
-fn a_folder_that_holds_a_run_is_left_alone() {
+fn a_folder_that_is_in_use_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let output = path_text(&folder.path().join("run"));
     let args = ["quickstart", "--steps", "1", "--device", "cpu", "--output", &output];
@@ -64,7 +64,7 @@ fn a_folder_that_holds_a_run_is_left_alone() {
     let before = std::fs::read(&adapter).unwrap();
     let mut again = program(&args);
     again.env("XDG_CACHE_HOME", folder.path().join("cache"));
-    finish(again, "").fails(1, &["already holds a run"]);
+    finish(again, "").fails(1, &["is already there"]);
     assert_eq!(std::fs::read(&adapter).unwrap(), before);
     run(&["quickstart", "--steps", "0"]).fails(2, &["--steps"]);
 }
