@@ -3,16 +3,18 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use metal_candle::device::{DType, DeviceChoice};
 
-use crate::{adapter, bench, chat, doctor, eval, generate, prompt, report, train};
+use crate::{adapter, bench, chat, doctor, eval, generate, prompt, quickstart, report, train};
 
 const EXAMPLES: &str = "\
 First steps:
+  metal-candle quickstart                              teach a small model to answer like an old captain
   metal-candle doctor                                  what this machine and this build can do
   metal-candle bench --shape qwen2.5-0.5b              how fast it is, without downloading a model
   metal-candle generate -m Qwen/Qwen2.5-0.5B-Instruct --prompt 'Why is the sky blue?'
   metal-candle chat -m Qwen/Qwen2.5-0.5B-Instruct      a conversation
 
-A model is a folder in the Hugging Face format or a name on the hub (org/name or org/name@revision).
+A model is a folder in the Hugging Face format, a name on the hub (org/name or org/name@revision),
+or tiny: the small model that is part of this program.
 Run `metal-candle COMMAND --help` for the flags and examples of a command.
 
 Exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage, 130 interrupted by Ctrl-C.";
@@ -31,6 +33,9 @@ pub(crate) struct CommandLine {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Teach the small model inside this program, in a minute and without a network
+    #[command(after_help = quickstart::EXAMPLES)]
+    Quickstart(quickstart::QuickstartArgs),
     /// Continue a prompt, or answer it
     #[command(after_help = generate::EXAMPLES)]
     Generate(generate::GenerateArgs),
@@ -63,8 +68,8 @@ pub(crate) enum Command {
 /// Which model.
 #[derive(Debug, Args)]
 pub(crate) struct SourceArgs {
-    /// A model folder, or a name on the Hugging Face hub
-    #[arg(long, short, value_name = "FOLDER|ORG/NAME[@REVISION]")]
+    /// A model folder, a name on the Hugging Face hub, or tiny for the small model inside this program
+    #[arg(long, short, value_name = "FOLDER|ORG/NAME[@REVISION]|tiny")]
     pub(crate) model: String,
 
     /// Use only files that are already here; never ask the hub

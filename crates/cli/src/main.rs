@@ -14,9 +14,11 @@ mod generate;
 mod interrupt;
 mod model;
 mod prompt;
+mod quickstart;
 mod report;
 mod sampling;
 mod shapes;
+mod tiny;
 mod train;
 
 use std::process::ExitCode;
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
     let line = CommandLine::parse();
     let console = Console::new(line.quiet);
     let outcome = interrupt::install().and_then(|()| match line.command {
+        Command::Quickstart(args) => quickstart::run(&args, &console),
         Command::Generate(args) => generate::run(&args, &console),
         Command::Chat(args) => chat::run(&args, &console),
         Command::Prompt(args) => prompt::run(&args, &console),

@@ -1,7 +1,7 @@
 //! From `--model` and the computing flags to something that runs, with progress on stderr.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,10 +18,17 @@ use metal_candle::{
 use crate::{
     args::{ComputeArgs, SourceArgs},
     console::{Console, human_bytes},
+    tiny,
 };
 
-/// The model's folder; a model on the hub is downloaded first.
+/// The model's folder; a model on the hub is downloaded first, the one inside the program unpacked.
 pub(crate) fn folder(source: &SourceArgs, wanted: FilesWanted, console: &Console) -> Result<PathBuf> {
+    if source.model == tiny::NAME {
+        if Path::new(tiny::NAME).exists() {
+            console.note("model: the tiny one inside the program; ./tiny is the folder of this name");
+        }
+        return tiny::folder();
+    }
     let parsed = ModelSource::parse(&source.model)?;
     if let ModelSource::Folder(folder) = parsed {
         return Ok(folder);

@@ -105,11 +105,22 @@ pub(crate) fn run(args: &TrainArgs, console: &Console) -> Result<()> {
         bar.set_position(done);
     });
     bar.finish_and_clear();
-    train(run?, report_every, tensorboard, console)
+    let run = run?;
+    let folder = run.config().output.clone();
+    let history = watch(run, report_every, tensorboard, console)?;
+    for command in next::next_commands(&history, &folder) {
+        console.note(format_args!("{}:\n  {}", command.purpose, command.command));
+    }
+    console.print(&format!("{}\n", folder.display()))
 }
 
-/// Trains, with all that is to be written beside.
-fn train(mut run: Run, report_every: u64, tensorboard: bool, console: &Console) -> Result<()> {
+/// Trains, shows how it goes, and writes all that is to be written beside.
+pub(crate) fn watch(
+    mut run: Run,
+    report_every: u64,
+    tensorboard: bool,
+    console: &Console,
+) -> Result<History> {
     let folder = run.config().output.clone();
     let metrics = folder.join(METRICS_FILE);
     let metrics = match run.steps().0 {
@@ -142,10 +153,7 @@ fn train(mut run: Run, report_every: u64, tensorboard: bool, console: &Console) 
         return Err(Interrupted.into());
     }
     console.note(format_args!("report: {}", written.page.display()));
-    for command in &next {
-        console.note(format_args!("{}:\n  {}", command.purpose, command.command));
-    }
-    console.print(&format!("{}\n", folder.display()))
+    Ok(history)
 }
 
 /// The config that a run was saved with; it may be made longer.

@@ -11,6 +11,7 @@ mod generate;
 mod help;
 mod hub;
 mod prompt;
+mod quickstart;
 mod report;
 mod support;
 mod train;
