@@ -146,7 +146,7 @@ fn a_model_is_trained_from_random_weights() {
         "--adapter-path",
         &out,
         "--epochs",
-        "30",
+        "60",
         "--batch-size",
         "8",
         "--learning-rate",

@@ -92,12 +92,11 @@ pub(super) fn backward_all(x: &Tensor, norm: &LayerNorm, dy: &Tensor) -> Result<
 /// Shares of the rows that are summed apart: a fixed number, so that the result does not depend on the threads.
 const PARTS: usize = 16;
 
+/// Adds what a range of rows gives to the sums of weight and bias.
+type AddToSums<'a> = dyn Fn(Range<usize>, &mut [f32], &mut [f32]) + Sync + 'a;
+
 /// What `add` adds to the sums of weight and bias for ranges of rows.
-fn summed(
-    rows: usize,
-    width: usize,
-    add: &(dyn Fn(Range<usize>, &mut [f32], &mut [f32]) + Sync),
-) -> [Vec<f32>; 2] {
+fn summed(rows: usize, width: usize, add: &AddToSums<'_>) -> [Vec<f32>; 2] {
     let parts = rows.clamp(1, PARTS);
     let run = |output: Output<f32>| {
         pool::for_each(parts, &|part| {

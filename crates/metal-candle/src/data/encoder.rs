@@ -130,7 +130,7 @@ impl Encoder {
     /// A text of which what follows the prompt counts.
     fn text(&self, text: &str, prompt: usize) -> Result<Example> {
         let from = if self.options.supervise == Supervise::All { 0 } else { prompt };
-        let mut example = self.tokens(text, true, &[from..text.len()])?;
+        let mut example = self.tokens(text, true, std::slice::from_ref(&(from..text.len())))?;
         if let Some(end) = self.end().filter(|end| example.tokens.last() != Some(end)) {
             example.counted.push(!example.tokens.is_empty());
             example.tokens.push(end);
