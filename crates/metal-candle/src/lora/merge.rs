@@ -20,6 +20,9 @@ use crate::{
     },
 };
 
+/// What is converted at a time.
+const PIECE_ELEMENTS: usize = 1 << 20;
+
 /// What to write.
 #[derive(Debug, Clone)]
 pub struct MergeOptions {
@@ -205,25 +208,20 @@ impl Merge<'_> {
         let (Some((from, to)), true) = (source.dtypes, layer.is_some() || source.is_converted()) else {
             return file.bytes(&source.info).map_err(unreadable);
         };
-        let weight = file.tensor(&source.info, from).map_err(unreadable)?;
-        let weight = match layer {
-            None => weight,
+        let bytes = match layer {
+            None => converted(&file.bytes(&source.info).map_err(unreadable)?, from, to)?,
             Some(layer) => {
                 self.changed += 1;
-                merged(&weight.to_dtype(DType::F32)?, layer)?
+                let weight = file.tensor(&source.info, from).map_err(unreadable)?.to_dtype(DType::F32)?;
+                rounded(&merged(&weight, layer)?, to)?
             }
         };
-        let rounded = weight.to_dtype(to)?;
-        if !is_finite(&rounded)? {
+        bytes.ok_or_else(|| {
             let path = self.checkpoint.shards()[source.shard].clone();
-            let problem = format!(
-                "{}: it holds numbers that are not finite as {}; write f32 or bf16",
-                source.planned.name,
-                to.as_str()
-            );
-            return Err(LoraError::Unusable { path, problems: vec![problem] });
-        }
-        weights::tensor_bytes(&rounded).map_err(|error| LoraError::Tensor(candle_core::Error::wrap(error)))
+            let (name, to) = (&source.planned.name, to.as_str());
+            let problem = format!("{name}: it holds numbers that are not finite as {to}; write f32 or bf16");
+            LoraError::Unusable { path, problems: vec![problem] }
+        })
     }
 }
 
@@ -241,6 +239,28 @@ fn merged(weight: &Tensor, layer: &AdapterLayer) -> Result<Tensor, LoraError> {
     let Some(magnitude) = &layer.magnitude else { return Ok(sum) };
     let norm = sum.sqr()?.sum_keepdim(1)?.sqrt()?; // [N, 1]
     Ok(sum.broadcast_mul(&magnitude.unsqueeze(1)?.div(&norm)?)?)
+}
+
+/// The numbers of a file in another type, in pieces: an embedding is large. `None` if some are not finite in it.
+fn converted(bytes: &[u8], from: DType, to: DType) -> Result<Option<Vec<u8>>, LoraError> {
+    let mut all = Vec::with_capacity(bytes.len() / from.size_in_bytes() * to.size_in_bytes());
+    for piece in bytes.chunks(PIECE_ELEMENTS * from.size_in_bytes()) {
+        let shape = [piece.len() / from.size_in_bytes()];
+        let piece = Tensor::from_raw_buffer(piece, from, &shape, &Device::Cpu)?;
+        let Some(mut bytes) = rounded(&piece.to_dtype(DType::F32)?, to)? else { return Ok(None) };
+        all.append(&mut bytes);
+    }
+    Ok(Some(all))
+}
+
+/// Numbers in f32 as a file of this type holds them; `None` if some are not finite in it.
+fn rounded(tensor: &Tensor, to: DType) -> Result<Option<Vec<u8>>, LoraError> {
+    let rounded = tensor.to_dtype(to)?;
+    if !is_finite(&rounded)? {
+        return Ok(None);
+    }
+    let bytes = weights::tensor_bytes(&rounded);
+    bytes.map(Some).map_err(|error| LoraError::Tensor(candle_core::Error::wrap(error)))
 }
 
 fn is_finite(tensor: &Tensor) -> Result<bool, LoraError> {

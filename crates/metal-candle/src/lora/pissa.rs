@@ -64,12 +64,12 @@ pub(super) fn principal_factors(
 fn orthonormalise(rows: &mut Rows) -> Rows {
     let count = rows.len();
     let mut triangle = vec![vec![0.0; count]; count];
-    for index in 0..count {
+    for (index, weights) in triangle.iter_mut().enumerate() {
         let (before, rest) = rows.split_at_mut(index);
         let row = &mut rest[0];
         let length = norm(row);
         for _ in 0..2 {
-            for (earlier, weight) in before.iter().zip(&mut triangle[index]) {
+            for (earlier, weight) in before.iter().zip(weights.iter_mut()) {
                 let along = dot(earlier, row);
                 *weight += along;
                 row.iter_mut().zip(earlier).for_each(|(element, other)| *element -= along * other);
@@ -80,7 +80,7 @@ fn orthonormalise(rows: &mut Rows) -> Rows {
             row.fill(0.0);
             continue;
         }
-        triangle[index][index] = remaining;
+        weights[index] = remaining;
         row.iter_mut().for_each(|element| *element /= remaining);
     }
     triangle
@@ -149,4 +149,46 @@ fn to_tensor(rows: &Rows) -> candle_core::Result<Tensor> {
 fn to_rows(tensor: &Tensor) -> candle_core::Result<Rows> {
     let rows = tensor.to_dtype(DType::F32)?.to_vec2::<f32>()?;
     Ok(rows.into_iter().map(|row| row.into_iter().map(f64::from).collect()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn values(tensor: &Tensor) -> Vec<f64> {
+        tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn the_factors_hold_the_largest_singular_values_and_the_rest_is_orthogonal_to_them() {
+        // Two known directions on each side and a small rest.
+        let (outputs, inputs) = (37, 23);
+        let mut random = SequenceRandom::new(1);
+        let mut draw = |count: usize, length| -> Rows {
+            (0..count).map(|_| (0..length).map(|_| normal(&mut random)).collect()).collect()
+        };
+        let (mut left, mut right) = (draw(5, outputs), draw(5, inputs));
+        orthonormalise(&mut left);
+        orthonormalise(&mut right);
+        let sizes = [8.0, 2.0, 0.5, 0.1, 0.01];
+        let mut weight = vec![0f32; outputs * inputs];
+        for (size, (left, right)) in sizes.iter().zip(left.iter().zip(&right)) {
+            for (row, left) in weight.chunks_mut(inputs).zip(left) {
+                row.iter_mut().zip(right).for_each(|(to, right)| *to += (size * left * right) as f32);
+            }
+        }
+        let weight = Tensor::from_vec(weight, (outputs, inputs), &Device::Cpu).unwrap();
+        let (a, b) = principal_factors(&weight, 2, 0.5, &mut SequenceRandom::new(2)).unwrap();
+        let product = (b.matmul(&a).unwrap() * 0.5).unwrap();
+        let size = |tensor: &Tensor| dot(&values(tensor), &values(tensor)).sqrt();
+        assert!((size(&product) - 68f64.sqrt()).abs() < 1e-4, "{}", size(&product));
+        // What is left are the three smaller values.
+        let rest = (&weight - &product).unwrap();
+        assert!((size(&rest) - 0.2601f64.sqrt()).abs() < 1e-4, "{}", size(&rest));
+        // Both sides carry the same: squares of norms are singular values over the scale.
+        for (row, expected) in values(&a).chunks(inputs).zip([16.0, 4.0]) {
+            assert!((dot(row, row) - expected).abs() < 1e-4, "{}", dot(row, row));
+        }
+    }
 }

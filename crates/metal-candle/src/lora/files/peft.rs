@@ -287,7 +287,7 @@ impl Reader<'_> {
         match self.config.get("peft_type") {
             Some(Value::String(kind)) if kind == "LORA" => {}
             other => {
-                problems.push(format!("`peft_type` is {}, and only \"LORA\" is supported", shown(other)))
+                problems.push(format!("`peft_type` is {}, and only \"LORA\" is supported", shown(other)));
             }
         }
         if text("bias").is_some_and(|bias| bias != "none") {
