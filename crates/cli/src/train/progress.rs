@@ -129,7 +129,8 @@ impl Story {
         self.losses.push(step.loss);
         self.unsaid.0 += step.loss * step.targets as f64;
         self.unsaid.1 += step.targets;
-        let due = self.every.is_some_and(|every| step.step % every == 0 || step.step == self.total_steps);
+        let due =
+            self.every.is_some_and(|every| step.step.is_multiple_of(every) || step.step == self.total_steps);
         if !due {
             return Vec::new();
         }

@@ -155,7 +155,6 @@ fn lora(settings: &Settings) -> Result<LoraConfig> {
             Some(Init::Gaussian) => Initialisation::Gaussian,
             Some(Init::Pissa) => Initialisation::Pissa,
         },
-        ..LoraConfig::default()
     })
 }
 

@@ -101,7 +101,9 @@ impl OptimizerConfig {
             return bad("b_rate", self.b_rate, "it must be above 0");
         }
         match self.max_gradient_norm {
-            Some(norm) if norm.is_nan() || norm <= 0.0 => bad("max_gradient_norm", norm, "it must be above 0"),
+            Some(norm) if norm.is_nan() || norm <= 0.0 => {
+                bad("max_gradient_norm", norm, "it must be above 0")
+            }
             _ => Ok(()),
         }
     }
