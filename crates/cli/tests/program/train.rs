@@ -157,6 +157,7 @@ fn a_model_is_trained_from_random_weights() {
         "cpu",
     ];
     run(&args).ok();
-    let ask = ["generate", "-m", &out, "--raw", "--prompt", "Once there", "-n", "3", "--temp", "0"];
-    assert_eq!(run(&ask).ok().out, " was a small\n");
+    let ask = ["generate", "-m", &out, "--raw", "--prompt", "Once there", "-n", "8", "--temp", "0"];
+    let text = run(&ask).ok().out;
+    assert!(text.starts_with(" was a small"), "{text}");
 }

@@ -40,7 +40,7 @@ fn settings_of_the_training_change_its_result() {
         ("data.completion", |config| config.data.completion = CompletionForm::Chat),
         ("data.append_end", |config| config.data.append_end = false),
         ("data.batch_size", |config| config.data.batch_size = 1),
-        ("data.max_seq_length", |config| config.data.max_seq_length = 20),
+        ("data.max_seq_length", |config| config.data.max_seq_length = 10),
         ("data.shuffle", |config| config.data.shuffle = false),
         ("data.batching", |config| config.data.batching = Batching::Packed),
         ("optimizer.name", |config| config.optimizer.name = Optimizer::Sgd),
