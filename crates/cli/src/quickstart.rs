@@ -138,7 +138,9 @@ fn next(output: &Path) -> String {
         ("Talk to the captain", format!("chat -m tiny --adapter {adapter}")),
         (
             "Teach it your own lines: change those in the data folder, or name another one, and a model from the hub",
-            format!("train -m tiny --data {data} --adapter-path adapters --iters 200 --learning-rate 1e-3"),
+            format!(
+                "train -m tiny --data {data} --adapter-path adapters --alpha 16 --iters 200 --learning-rate 1e-3"
+            ),
         ),
         (
             "Make one model of model and adapter",

@@ -2,8 +2,8 @@
 
 use crate::support::{run, tiny_chat};
 
-const COMMANDS: [&str; 9] =
-    ["train", "generate", "chat", "prompt", "eval", "adapter", "report", "bench", "doctor"];
+const COMMANDS: [&str; 10] =
+    ["quickstart", "train", "generate", "chat", "prompt", "eval", "adapter", "report", "bench", "doctor"];
 
 #[test]
 fn the_program_tells_a_newcomer_what_to_type() {
