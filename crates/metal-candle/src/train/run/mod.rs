@@ -17,7 +17,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 
 pub use plan::Plan;
 
@@ -254,7 +254,7 @@ impl Run {
             targets: targets as u64,
             seconds,
             tokens_per_second: tokens as f64 / seconds,
-            memory_bytes: device::peak_resident_bytes().unwrap_or(0),
+            memory_bytes: peak_memory(self.language_model.model().device()),
         })
     }
 
@@ -408,6 +408,14 @@ impl From<crate::Error> for Halt {
 
 fn rows(batch: &Batch) -> Rows<'_> {
     Rows { tokens: &batch.tokens, targets: &batch.targets, starts: &batch.starts }
+}
+
+/// The most that was held at a time: by the tensors on an accelerator, else by the process.
+fn peak_memory(place: &Device) -> u64 {
+    match device::memory(place) {
+        Ok(Some(memory)) => memory.peak,
+        _ => device::peak_resident_bytes().unwrap_or(0),
+    }
 }
 
 fn is_due(every: Option<u64>, step: u64) -> bool {

@@ -69,7 +69,7 @@ impl Plan {
         let found = survey(setup::loader(config, &files, &encoder)?, progress)?;
         let rows = found.most_rows as u64;
         let mut load = setup::workload(language_model, config, rows, found.most_targets as u64);
-        load.recompute = setup::recompute(&load, config.recompute);
+        load.recompute = setup::recompute(&load, config.recompute, language_model.model().device());
         let memory = Forecast::new(&load);
         let rows_per_second =
             speed(language_model, config, setup::loader(config, &files, &encoder)?, &state)?;
@@ -122,7 +122,7 @@ impl Run {
     pub fn forecast(&self) -> Forecast {
         let rows = (self.config.data.batch_size * self.config.data.max_seq_length) as u64;
         let mut load = setup::workload(&self.language_model, &self.config, rows, rows);
-        load.recompute = setup::recompute(&load, self.config.recompute);
+        load.recompute = setup::recompute(&load, self.config.recompute, self.language_model.model().device());
         Forecast::new(&load)
     }
 }

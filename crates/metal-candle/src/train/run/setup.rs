@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeMap, num::NonZero, path::Path, sync::Arc};
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 use serde_json::{Value, json};
 
 use super::state::{ModelStamp, RunState};
 use crate::{
     LanguageModel, Result,
     data::Encoder,
+    device,
     lora::{Adapter, StoredAdapter},
     model::{Model, weights::Weights},
     text::LocalTime,
@@ -162,7 +163,7 @@ pub(super) fn trainer_for(
     let options = TrainerOptions {
         optimizer: config.optimizer,
         seed: config.seed,
-        recompute: recompute(&workload(language_model, config, rows, rows), config.recompute),
+        recompute: recompute(&workload(language_model, config, rows, rows), config.recompute, model.device()),
         label_smoothing: config.label_smoothing,
         z_loss: config.z_loss,
         ..TrainerOptions::default()
@@ -216,13 +217,13 @@ pub(super) fn workload<'a>(
 }
 
 /// The choice for a workload.
-pub(super) fn recompute(load: &Workload<'_>, choice: RecomputeChoice) -> Recompute {
+pub(super) fn recompute(load: &Workload<'_>, choice: RecomputeChoice, device: &Device) -> Recompute {
     match choice {
         RecomputeChoice::None => Recompute::None,
         RecomputeChoice::All => Recompute::All,
         RecomputeChoice::Blocks(count) => Recompute::Blocks(count),
         RecomputeChoice::Within(bytes) => Forecast::fit(load, bytes),
-        RecomputeChoice::Auto => match free_memory(load.cpu) {
+        RecomputeChoice::Auto => match free_memory(device) {
             // Others use memory too.
             Some(bytes) => Forecast::fit(load, bytes + load_weights(load) - (bytes / 10)),
             None => Recompute::None,
@@ -235,6 +236,10 @@ fn load_weights(load: &Workload<'_>) -> u64 {
     load.spec.parameters() * load.weights.size_in_bytes() as u64
 }
 
-fn free_memory(cpu: bool) -> Option<u64> {
-    if cpu { crate::device::available_bytes() } else { None }
+fn free_memory(device: &Device) -> Option<u64> {
+    match device::memory(device) {
+        Ok(Some(memory)) => Some(memory.free),
+        Ok(None) => device::available_bytes(),
+        Err(_) => None,
+    }
 }
