@@ -8,7 +8,9 @@ use metal_candle::{
     device,
     lora::{Adapter, LoraConfig, Scaling},
     model::{Model, Rows},
-    train::{Forecast, Recompute, RecomputeChoice, Trainer, TrainerOptions, Update, Workload},
+    train::{
+        Forecast, Recompute, RecomputeChoice, Trainer, TrainerOptions, Update, Workload, data::best_fit,
+    },
 };
 use serde_json::{Value, json};
 
@@ -102,22 +104,8 @@ pub(crate) fn run(
     let adapter = Adapter::initial(&config, &model, 1)?;
     let trainable = adapter.parameters();
     let rows = (args.seq * args.batch) as u64;
-    let load = Workload {
-        spec: model.spec(),
-        weights: model.dtype(),
-        compute: model.compute_dtype(),
-        cpu: model.device().is_cpu(),
-        adapter: Some(&config),
-        rows,
-        targets: rows,
-        recompute: Recompute::None,
-    };
-    let recompute = match args.recompute {
-        RecomputeChoice::None | RecomputeChoice::Auto => Recompute::None,
-        RecomputeChoice::All => Recompute::All,
-        RecomputeChoice::Blocks(count) => Recompute::Blocks(count),
-        RecomputeChoice::Within(bytes) => Forecast::fit(&load, bytes),
-    };
+    let load = Workload::new(&model, Some(&config), rows, rows);
+    let recompute = args.recompute.resolve(&load, model.device());
     let forecast = Forecast::new(&Workload { recompute, ..load });
     let options = TrainerOptions { recompute, chunk_tokens: args.chunk_tokens, ..TrainerOptions::default() };
     let mut trainer = Trainer::lora(Arc::clone(&model), &adapter, options)?;
@@ -214,7 +202,9 @@ fn mix(
     let lengths = lengths(count, args.seq);
     let longest = |batch: &[usize]| vec![batch.iter().copied().max().unwrap_or(0); batch.len()];
     let padded: Vec<Vec<usize>> = lengths.chunks(args.batch).map(longest).collect();
-    let packed = packed(&lengths, args.seq * args.batch);
+    let bins = best_fit(&lengths, args.seq * args.batch).into_iter();
+    let packed: Vec<Vec<usize>> =
+        bins.map(|bin| bin.into_iter().map(|index| lengths[index]).collect()).collect();
     let bar = console.count_bar("training", (padded.len() + packed.len()) as u64);
     let mut seconds = [0.0; 2];
     let mut number = 0;
@@ -255,22 +245,6 @@ fn lengths(count: usize, longest: usize) -> Vec<usize> {
     (0..count).map(|_| length()).collect()
 }
 
-/// Best fit, longest first: the lengths of each batch's sequences.
-fn packed(lengths: &[usize], capacity: usize) -> Vec<Vec<usize>> {
-    let mut sorted = lengths.to_vec();
-    sorted.sort_unstable_by(|left, right| right.cmp(left));
-    let mut bins: Vec<Vec<usize>> = Vec::new();
-    for length in sorted {
-        let room = |bin: &[usize]| capacity - bin.iter().sum::<usize>();
-        let fitting = bins.iter_mut().filter(|bin| room(bin) >= length);
-        match fitting.min_by_key(|bin| room(bin)) {
-            Some(bin) => bin.push(length),
-            None => bins.push(vec![length]),
-        }
-    }
-    bins
-}
-
 struct Found<'a> {
     args: &'a TrainBenchArgs,
     name: &'a str,
@@ -284,15 +258,6 @@ struct Found<'a> {
 }
 
 impl Found<'_> {
-    fn recomputed(&self) -> usize {
-        let blocks = self.model.spec().layers.len();
-        match self.recompute {
-            Recompute::None => 0,
-            Recompute::Blocks(count) => count.min(blocks),
-            Recompute::All => blocks,
-        }
-    }
-
     fn tokens(&self) -> f64 {
         (self.args.seq * self.args.batch) as f64
     }
@@ -309,7 +274,7 @@ impl Found<'_> {
                 "tok_s": self.tokens() / median, "ms": 1e3 * median, "min_ms": 1e3 * min, "max_ms": 1e3 * max,
                 "seq": self.args.seq, "batch": self.args.batch, "rank": self.args.rank,
                 "targets": self.args.targets, "trainable": self.trainable,
-                "recomputed_blocks": self.recomputed(), "first_loss": self.losses.first(), "last_loss": self.losses.last(),
+                "recomputed_blocks": self.recompute.count(self.model.spec().layers.len()), "first_loss": self.losses.first(), "last_loss": self.losses.last(),
             },
             "repetitions": self.seconds.len(),
             "forecast_mb": self.forecast.total() as f64 / 1e6,

@@ -6,6 +6,7 @@ pub mod device;
 mod durable;
 mod error;
 pub mod eval;
+mod fingerprint;
 pub mod generate;
 pub mod hub;
 pub mod language_model;

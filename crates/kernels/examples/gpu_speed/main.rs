@@ -17,7 +17,7 @@ use std::{collections::VecDeque, time::Instant};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use metal_candle_kernels::{
     cast::cast,
-    cuda_libraries,
+    cuda_libraries, device_memory,
     gated::{Activation, gated, gated_backward},
     layer_norm::{LayerNorm, layer_norm, layer_norm_backward},
     optimizer::{self, Rule, Step},
@@ -42,7 +42,7 @@ fn main() -> Result<()> {
     let sizes: Vec<usize> =
         arguments.map(|size| size.parse().map_err(candle_core::Error::wrap)).collect::<Result<_>>()?;
     let sizes = if sizes.is_empty() { MEGABYTES.to_vec() } else { sizes };
-    prepare(&device)?;
+    device_memory::prepare(&device)?;
     if let [0] = sizes[..] {
         return step::print(&device);
     }
@@ -77,28 +77,6 @@ fn device(name: &str) -> Result<Device> {
         "cpu" => Ok(Device::Cpu),
         _ => bail!("usage: gpu_speed cuda:0|metal:0 [MEGABYTES..]; built with --features cuda or metal"),
     }
-}
-
-/// Memory that is freed stays with the program, and no events are recorded around each use of a tensor.
-#[cfg(feature = "cuda")]
-fn prepare(device: &Device) -> Result<()> {
-    use candle_core::cuda_backend::{WrapErr, cudarc::driver::sys};
-    let Ok(cuda) = device.as_cuda_device() else { return Ok(()) };
-    // SAFETY: this program uses one stream; the pool is the device's own and lives as long as the program.
-    unsafe {
-        cuda.disable_event_tracking();
-        let (mut pool, mut threshold) = (std::ptr::null_mut(), u64::MAX);
-        let ordinal = cuda.cuda_stream().context().ordinal() as i32;
-        sys::cuDeviceGetDefaultMemPool(&mut pool, ordinal).result().w()?;
-        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-        sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut threshold).cast()).result().w()?;
-    }
-    Ok(())
-}
-
-#[cfg(not(feature = "cuda"))]
-fn prepare(_: &Device) -> Result<()> {
-    Ok(())
 }
 
 /// The ops of one element type and size.

@@ -11,7 +11,11 @@ use candle_core::{DType, Device, Tensor};
 use metal_candle_kernels::lora::{LoraAdapter, dora_norm};
 
 use super::{Adapter, AdapterLayer, Initialisation, LoraConfig, LoraError, Method, Site, SiteShape, pissa};
-use crate::{generate::sampler::random::SequenceRandom, model::Model};
+use crate::{
+    fingerprint::{self, fingerprint},
+    generate::sampler::random::SequenceRandom,
+    model::Model,
+};
 
 impl Adapter {
     /// An adapter as training starts with it, in f32 on the model's device.
@@ -34,7 +38,7 @@ fn first_values(
     let SiteShape { site, outputs, inputs } = place;
     let (rank, scale) = (config.rank_at(site), config.scale_at(site));
     let device = model.device();
-    let mut random = SequenceRandom::new(seed ^ hash(&site.path()));
+    let mut random = SequenceRandom::new(seed ^ fingerprint(fingerprint::START, site.path().as_bytes()));
     if config.initialisation == Initialisation::Pissa {
         if rank > outputs.min(inputs) {
             return Err(LoraError::Setting {
@@ -101,10 +105,4 @@ fn row_norms(model: &Model, site: Site) -> Result<Tensor, LoraError> {
 pub(super) fn normal(random: &mut SequenceRandom) -> f64 {
     let radius = (-2.0 * (1.0 - random.uniform()).ln()).sqrt();
     radius * (TAU * random.uniform()).cos()
-}
-
-/// FNV-1a.
-fn hash(text: &str) -> u64 {
-    text.bytes()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

@@ -15,7 +15,7 @@ use super::{
     Config, ModelError, arch,
     layers::{AdaptedRows, Attention, BlockWeights, Mlp},
     rope::RopeSpec,
-    spec::{DecoderSpec, NormPlacement},
+    spec::DecoderSpec,
     weights::{Checkpoint, Weights},
 };
 use crate::{
@@ -324,15 +324,9 @@ impl Block {
         let mlp = Mlp::new(layer.mlp, &mut from)?;
         let mut norms = Vec::new();
         for name in layer.norms.names() {
-            norms.push(Some(from.norm(name, spec.norm)?));
+            norms.push(from.norm(name, spec.norm)?);
         }
-        let mut norms = norms.into_iter();
-        let mut norm = || norms.next().flatten();
-        let (before_attention, after_attention, before_mlp, after_mlp) = match layer.norms {
-            NormPlacement::Before => (norm(), None, norm(), None),
-            NormPlacement::After => (None, norm(), None, norm()),
-            NormPlacement::Around => (norm(), norm(), norm(), norm()),
-        };
+        let [before_attention, after_attention, before_mlp, after_mlp] = layer.norms.place(norms);
         Ok(Self { attention, mlp, before_attention, after_attention, before_mlp, after_mlp })
     }
 }

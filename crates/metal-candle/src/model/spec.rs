@@ -213,6 +213,18 @@ impl AttentionSpec {
 }
 
 impl NormPlacement {
+    /// Puts what belongs to each of [`names`](Self::names) where the norm stands: before and after attention, before and
+    /// after the MLP.
+    pub(crate) fn place<T>(self, norms: impl IntoIterator<Item = T>) -> [Option<T>; 4] {
+        let mut norms = norms.into_iter();
+        let mut next = || norms.next();
+        match self {
+            Self::Before => [next(), None, next(), None],
+            Self::After => [None, next(), None, next()],
+            Self::Around => [next(), next(), next(), next()],
+        }
+    }
+
     /// Weight names without their `.weight`.
     pub fn names(self) -> &'static [&'static str] {
         match self {

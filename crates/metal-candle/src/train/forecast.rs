@@ -7,12 +7,14 @@
 
 use std::time::Duration;
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 use serde::Serialize;
 
-use super::Recompute;
+use super::{Recompute, RecomputeChoice};
 use crate::{
+    device,
     lora::{LoraConfig, Method, SiteShape},
+    model::Model,
     model::spec::{DecoderSpec, LayerSpec, NormPlacement, QkNorm},
 };
 
@@ -45,6 +47,50 @@ pub struct Workload<'a> {
     pub targets: u64,
     /// Which blocks run again on the way back.
     pub recompute: Recompute,
+}
+
+impl<'a> Workload<'a> {
+    /// For a model as it is loaded, and nothing run again.
+    pub fn new(model: &'a Model, adapter: Option<&'a LoraConfig>, rows: u64, targets: u64) -> Self {
+        Self {
+            spec: model.spec(),
+            weights: model.dtype(),
+            compute: if adapter.is_some() { model.compute_dtype() } else { DType::F32 },
+            cpu: model.device().is_cpu(),
+            adapter,
+            rows,
+            targets,
+            recompute: Recompute::None,
+        }
+    }
+}
+
+impl RecomputeChoice {
+    /// The choice for a workload on a device.
+    pub fn resolve(self, load: &Workload<'_>, device: &Device) -> Recompute {
+        match self {
+            Self::None => Recompute::None,
+            Self::All => Recompute::All,
+            Self::Blocks(count) => Recompute::Blocks(count),
+            Self::Within(bytes) => Forecast::fit(load, bytes),
+            Self::Auto => match free_memory(device) {
+                // The weights are in memory when the free memory is asked for. Others use memory too.
+                Some(bytes) => {
+                    let weights = load.spec.parameters() * size(load.weights);
+                    Forecast::fit(load, bytes + weights - (bytes / 10))
+                }
+                None => Recompute::None,
+            },
+        }
+    }
+}
+
+fn free_memory(device: &Device) -> Option<u64> {
+    match device::memory(device) {
+        Ok(Some(memory)) => Some(memory.free),
+        Ok(None) => device::available_bytes(),
+        Err(_) => None,
+    }
 }
 
 /// Bytes at the highest point of a step.
@@ -85,11 +131,7 @@ impl Forecast {
         } else {
             0
         };
-        let recomputed = match load.recompute {
-            Recompute::None => 0,
-            Recompute::Blocks(count) => count,
-            Recompute::All => layers,
-        };
+        let recomputed = load.recompute.count(layers);
         let element = size(load.compute);
         let of = |layer: usize| Block::new(load, &sites, layer);
         let kept = (first..layers).map(|layer| {

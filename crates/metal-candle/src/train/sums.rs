@@ -8,7 +8,7 @@ use super::{Parameters, TrainError, trainer::names};
 use crate::{
     lora::{AdapterLayer, Module, Site},
     model::{
-        spec::{DecoderSpec, NormPlacement},
+        spec::DecoderSpec,
         walk::{BlockGradients, Gradients, LoraSums, PartSums},
     },
 };
@@ -67,13 +67,9 @@ pub(super) fn of_weights(parameters: &Parameters, spec: &DecoderSpec) -> Result<
     for (index, layer) in spec.layers.iter().enumerate() {
         let block = &mut gradients.blocks[index];
         let names = layer.norms.names().iter();
-        let mut norms = names.map(|name| sum(&format!("model.layers.{index}.{name}.weight")));
-        let mut next = || norms.next().transpose();
-        let [before_attention, after_attention, before_mlp, after_mlp] = match layer.norms {
-            NormPlacement::Before => [next()?, None, next()?, None],
-            NormPlacement::After => [None, next()?, None, next()?],
-            NormPlacement::Around => [next()?, next()?, next()?, next()?],
-        };
+        let norms = names.map(|name| sum(&format!("model.layers.{index}.{name}.weight")));
+        let [before_attention, after_attention, before_mlp, after_mlp] =
+            layer.norms.place(norms.collect::<Result<Vec<_>, _>>()?);
         let parts = std::mem::take(&mut block.parts);
         let of_heads = |name: &str| sum(&format!("model.layers.{index}.self_attn.{name}.weight")).ok();
         *block = BlockGradients {

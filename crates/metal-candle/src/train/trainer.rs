@@ -50,6 +50,17 @@ pub enum Recompute {
     All,
 }
 
+impl Recompute {
+    /// How many of so many blocks.
+    pub fn count(self, blocks: usize) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Blocks(count) => count.min(blocks),
+            Self::All => blocks,
+        }
+    }
+}
+
 /// Parameters in training.
 #[derive(Debug)]
 pub struct Trainer {
@@ -253,11 +264,7 @@ impl Trainer {
             adapter,
             dropout: draw.filter(|_| probability > 0.0).map(|draw| Dropout { probability, seed, draw }),
             first_block: adapter.and_then(ActiveAdapter::first_block).unwrap_or(0),
-            recomputed: match self.options.recompute {
-                Recompute::None => 0,
-                Recompute::Blocks(count) => count.min(blocks),
-                Recompute::All => blocks,
-            },
+            recomputed: self.options.recompute.count(blocks),
             loss: LossParams {
                 label_smoothing: if draw.is_some() { self.options.label_smoothing } else { 0.0 },
                 z_loss: if draw.is_some() { self.options.z_loss } else { 0.0 },

@@ -7,7 +7,10 @@ use std::{
     time::SystemTime,
 };
 
-use crate::data::{BadLines, DataError, Record, is_blank, without_mark};
+use crate::{
+    data::{BadLines, DataError, Record, is_blank, without_mark},
+    fingerprint,
+};
 
 /// Bytes between two reports of progress.
 const REPORT_BYTES: u64 = 1 << 20;
@@ -69,7 +72,7 @@ impl DataFile {
             offsets: Vec::new(),
             passed_over: Vec::new(),
             bad: BadLines::default(),
-            fingerprint: FINGERPRINT_START,
+            fingerprint: fingerprint::START,
             stamp,
         };
         found.index(&mut BufReader::with_capacity(1 << 18, file), progress).map_err(read)?;
@@ -186,7 +189,7 @@ impl DataFile {
             if length == 0 {
                 break;
             }
-            self.fingerprint = fingerprint(self.fingerprint, &bytes);
+            self.fingerprint = fingerprint::fingerprint(self.fingerprint, &bytes);
             if std::str::from_utf8(&bytes).is_ok_and(is_blank) {
                 self.passed_over.push(line);
             } else if let Err(reason) = parse(&bytes) {
@@ -228,14 +231,6 @@ fn parse(line: &[u8]) -> Result<Record, String> {
     let text = std::str::from_utf8(line)
         .map_err(|error| format!("not UTF-8 after byte {}; save the file as UTF-8", error.valid_up_to()))?;
     Record::parse(without_mark(text))
-}
-
-/// The offset basis of FNV-1a (<http://www.isthe.com/chongo/tech/comp/fnv/>).
-pub(super) const FINGERPRINT_START: u64 = 0xCBF2_9CE4_8422_2325;
-
-/// FNV-1a over more bytes.
-pub(super) fn fingerprint(so_far: u64, bytes: &[u8]) -> u64 {
-    bytes.iter().fold(so_far, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01B3))
 }
 
 #[cfg(test)]

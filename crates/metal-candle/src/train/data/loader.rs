@@ -7,12 +7,13 @@ use serde::{Deserialize, Serialize};
 use super::{
     Batch, Batching, DataFile, Tally,
     batch::{Place, Sequence, assemble},
-    file::{BadLinePolicy, LineReader, fingerprint},
+    file::{BadLinePolicy, LineReader},
     packing::{Bin, plan},
 };
 use crate::{
     Error, Result,
     data::{DataError, Encoder, Example, Record},
+    fingerprint::fingerprint,
     random::{seeded, shuffle},
 };
 

@@ -20,6 +20,7 @@ mod tally;
 pub use batch::{Batch, Batching};
 pub use file::{BadLinePolicy, DataFile};
 pub use loader::{Cursor, Loader, LoaderOptions};
+pub use packing::best_fit;
 pub use prefetch::Prefetch;
 pub use source::Source;
 pub use survey::{Survey, survey};

@@ -39,8 +39,8 @@ pub(super) fn plan(
 }
 
 /// Best fit: each sequence, from the longest on, into the bin that it leaves with the least room; into a new one if
-/// it fits nowhere.
-fn best_fit(lengths: &[usize], capacity: usize) -> Vec<Bin> {
+/// it fits nowhere. Of each bin, the indices of its sequences; none may be longer than the capacity.
+pub fn best_fit(lengths: &[usize], capacity: usize) -> Vec<Vec<usize>> {
     let mut bins: Vec<Bin> = Vec::new();
     let mut by_room: BTreeSet<(usize, usize)> = BTreeSet::new();
     for index in longest_first(lengths) {

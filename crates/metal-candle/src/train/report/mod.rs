@@ -19,6 +19,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::durable;
+
 pub use history::History;
 pub use metrics::{METRICS_FILE, MetricsFile};
 pub use series::{bucket_means, smooth};
@@ -94,14 +96,6 @@ pub fn write_history(history: &History, folder: &Path, next: &[NextCommand]) -> 
 
 /// Puts a whole file in the place of another.
 fn replace(path: &Path, content: &[u8]) -> Result<(), ReportError> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let beside = PathBuf::from(beside);
-    let write = || {
-        let mut file = std::fs::File::create(&beside)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        std::fs::rename(&beside, path)
-    };
-    write().map_err(|source| ReportError::Write { path: path.to_owned(), source })
+    let written = durable::write_file(path, |file| file.write_all(content));
+    written.map_err(|source| ReportError::Write { path: path.to_owned(), source })
 }

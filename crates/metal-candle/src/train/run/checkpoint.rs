@@ -4,7 +4,7 @@
 //! Should it be damaged later, the one before it is taken.
 
 use std::{
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -146,13 +146,9 @@ impl Checkpoints {
         };
         state.files = sized(folder).map_err(|error| TrainError::io("read", folder, error))?;
         let path = folder.join(STATE);
+        // The last file: with it, the folder's list of names is on the disk as well.
         durable::write_file(&path, |file| Ok(serde_json::to_writer_pretty(file, &state)?))
             .map_err(|error| TrainError::io("write", &path, error))?;
-        // The folder's own list of names.
-        if cfg!(unix) {
-            let synced = File::open(folder).and_then(|folder| folder.sync_all());
-            synced.map_err(|error| TrainError::io("write", folder, error))?;
-        }
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use crate::{
     LanguageModel, Result,
     lora::Method,
     train::{
-        Forecast, Recompute, TrainConfig, Training,
+        Forecast, TrainConfig, Training,
         data::{Loader, survey},
     },
 };
@@ -69,7 +69,7 @@ impl Plan {
         let found = survey(setup::loader(config, &files, &encoder)?, progress)?;
         let rows = found.most_rows as u64;
         let mut load = setup::workload(language_model, config, rows, found.most_targets as u64);
-        load.recompute = setup::recompute(&load, config.recompute, language_model.model().device());
+        load.recompute = config.recompute.resolve(&load, language_model.model().device());
         let memory = Forecast::new(&load);
         let rows_per_second =
             speed(language_model, config, setup::loader(config, &files, &encoder)?, &state)?;
@@ -88,11 +88,7 @@ impl Plan {
             rows: found.most_rows,
             fill: found.fill(),
             parameters: (parameters, memory.trained_numbers),
-            recomputed_blocks: match load.recompute {
-                Recompute::None => 0,
-                Recompute::Blocks(count) => count,
-                Recompute::All => load.spec.layers.len(),
-            },
+            recomputed_blocks: load.recompute.count(load.spec.layers.len()),
             memory,
             seconds: found.rows as f64 / found.batches as f64 * batches / rows_per_second,
         })
@@ -122,7 +118,7 @@ impl Run {
     pub fn forecast(&self) -> Forecast {
         let rows = (self.config.data.batch_size * self.config.data.max_seq_length) as u64;
         let mut load = setup::workload(&self.language_model, &self.config, rows, rows);
-        load.recompute = setup::recompute(&load, self.config.recompute, self.language_model.model().device());
+        load.recompute = self.config.recompute.resolve(&load, self.language_model.model().device());
         Forecast::new(&load)
     }
 }

@@ -2,20 +2,18 @@
 
 use std::{collections::BTreeMap, num::NonZero, path::Path, sync::Arc};
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use serde_json::{Value, json};
 
 use super::state::{ModelStamp, RunState};
 use crate::{
     LanguageModel, Result,
     data::Encoder,
-    device,
     lora::{Adapter, StoredAdapter},
     model::{Model, weights::Weights},
     text::LocalTime,
     train::{
-        Forecast, Recompute, RecomputeChoice, RunLength, TrainConfig, TrainError, Trainer, TrainerOptions,
-        Training, Workload,
+        RunLength, TrainConfig, TrainError, Trainer, TrainerOptions, Training, Workload,
         data::{Cursor, DataFile, Loader, Prefetch, Source, survey},
     },
 };
@@ -163,7 +161,7 @@ pub(super) fn trainer_for(
     let options = TrainerOptions {
         optimizer: config.optimizer,
         seed: config.seed,
-        recompute: recompute(&workload(language_model, config, rows, rows), config.recompute, model.device()),
+        recompute: config.recompute.resolve(&workload(language_model, config, rows, rows), model.device()),
         label_smoothing: config.label_smoothing,
         z_loss: config.z_loss,
         ..TrainerOptions::default()
@@ -202,44 +200,6 @@ pub(super) fn workload<'a>(
     rows: u64,
     targets: u64,
 ) -> Workload<'a> {
-    let model = language_model.model();
     let adapter = (config.method == Training::Adapter).then_some(&config.lora);
-    Workload {
-        spec: model.spec(),
-        weights: model.dtype(),
-        compute: if adapter.is_some() { model.compute_dtype() } else { DType::F32 },
-        cpu: model.device().is_cpu(),
-        adapter,
-        rows,
-        targets,
-        recompute: Recompute::None,
-    }
-}
-
-/// The choice for a workload.
-pub(super) fn recompute(load: &Workload<'_>, choice: RecomputeChoice, device: &Device) -> Recompute {
-    match choice {
-        RecomputeChoice::None => Recompute::None,
-        RecomputeChoice::All => Recompute::All,
-        RecomputeChoice::Blocks(count) => Recompute::Blocks(count),
-        RecomputeChoice::Within(bytes) => Forecast::fit(load, bytes),
-        RecomputeChoice::Auto => match free_memory(device) {
-            // Others use memory too.
-            Some(bytes) => Forecast::fit(load, bytes + load_weights(load) - (bytes / 10)),
-            None => Recompute::None,
-        },
-    }
-}
-
-/// The weights are in memory when the free memory is asked for.
-fn load_weights(load: &Workload<'_>) -> u64 {
-    load.spec.parameters() * load.weights.size_in_bytes() as u64
-}
-
-fn free_memory(device: &Device) -> Option<u64> {
-    match device::memory(device) {
-        Ok(Some(memory)) => Some(memory.free),
-        Ok(None) => device::available_bytes(),
-        Err(_) => None,
-    }
+    Workload::new(language_model.model(), adapter, rows, targets)
 }
