@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 use metal_candle_kernels::{
-    gated::{gated, gated_backward},
+    gated::{gated, gated_backward_in_place},
     linear::{linear, linear_many},
 };
 
@@ -73,8 +73,9 @@ pub(super) fn back(
     let d_middle = part::back([part(Part::Down)], &middle, &down_part, [dy], true, shared, gradients)?;
     let d_middle = d_middle.expect("asked for");
     drop(middle);
-    let (d_gate, d_up) = gated_backward(&gate, &up, &d_middle, mlp.activation)?;
-    drop((d_middle, gate, up));
+    // Nobody else holds `gate` and `up`.
+    let (d_gate, d_up) = gated_backward_in_place(gate, up, &d_middle, mlp.activation)?;
+    drop(d_middle);
     let parts = [Part::Gate, Part::Up].map(part);
     let d_x = part::back(parts, x, &input_parts, [&d_gate, &d_up], true, shared, gradients)?;
     Ok(d_x.expect("asked for"))
