@@ -35,6 +35,7 @@ pub mod sample;
 mod scratch;
 pub mod simd;
 pub mod softmax;
+pub mod trace;
 mod view;
 
 #[cfg(test)]

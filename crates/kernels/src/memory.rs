@@ -92,6 +92,30 @@ pub fn peak_resident_bytes() -> Option<u64> {
     None
 }
 
+/// The memory that this process holds resident now, in bytes; `None` where the system does not tell.
+pub fn resident_bytes() -> Option<u64> {
+    #[cfg(target_os = "linux")]
+    {
+        let numbers = std::fs::read_to_string("/proc/self/statm").ok()?;
+        let pages: u64 = numbers.split(' ').nth(1)?.parse().ok()?;
+        // SAFETY: sysconf only reads numbers.
+        pages.checked_mul(u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).ok()?)
+    }
+    #[cfg(target_vendor = "apple")]
+    {
+        let mut info = std::mem::MaybeUninit::<libc::proc_taskinfo>::zeroed();
+        let size = i32::try_from(size_of::<libc::proc_taskinfo>()).ok()?;
+        // SAFETY: `info` has room for one `proc_taskinfo`, all of whose bit patterns are values.
+        unsafe {
+            let own = libc::getpid();
+            let written = libc::proc_pidinfo(own, libc::PROC_PIDTASKINFO, 0, info.as_mut_ptr().cast(), size);
+            (written == size).then(|| info.assume_init().pti_resident_size)
+        }
+    }
+    #[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
+    None
+}
+
 /// Measures how fast the pool's threads read from memory, by sweeps over a buffer on huge pages.
 #[derive(Debug)]
 pub struct BandwidthProbe {

@@ -5,11 +5,15 @@ mod gpu;
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use crate::device::{narrow_on_cpu, runs_kernels};
+use crate::{
+    device::{narrow_on_cpu, runs_kernels},
+    trace::{self, Work},
+};
 
 /// `into += x`, both of one shape: `into` in f32 and `x` in f32, f16 or bf16, or both in the same type. `into` is changed
 /// for everybody who holds it, and must not share its memory with `x`.
 pub fn accumulate(into: &Tensor, x: &Tensor) -> Result<()> {
+    let _op = trace::op("accumulate", into.device(), || Work::elementwise(into, 2, 1).and_moving(&[x]));
     let fits = into.dtype() == DType::F32 || into.dtype() == x.dtype();
     if !fits || into.dims() != x.dims() {
         let (sum, x) = ((into.dims(), into.dtype()), (x.dims(), x.dtype()));

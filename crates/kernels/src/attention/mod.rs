@@ -19,7 +19,10 @@ use std::ops::Range;
 use candle_core::{Result, Tensor};
 pub use packed::{PackedAttention, packed_attention, packed_attention_backward, packed_attention_forward};
 
-use crate::device::runs_kernels;
+use crate::{
+    device::runs_kernels,
+    trace::{self, Work},
+};
 
 /// What is the same for all rows of a call.
 #[derive(Debug, Clone, Copy)]
@@ -56,6 +59,7 @@ pub struct Segment<'a> {
 
 /// `queries [rows, H, D] → [rows, H, D]`. The rows of the segments follow one another and cover all rows.
 pub fn attention(queries: &Tensor, segments: &[Segment<'_>], params: AttentionParams) -> Result<Tensor> {
+    let _op = trace::op("attention", queries.device(), || work(queries, segments, params));
     check::check(queries, segments, params)?;
     if segments.is_empty() {
         return queries.zeros_like();
@@ -64,6 +68,22 @@ pub fn attention(queries: &Tensor, segments: &[Segment<'_>], params: AttentionPa
         return cpu::attention(queries, segments, params);
     }
     gpu::cached(queries, segments, params)
+}
+
+/// Keys and values are read once for each segment, as far back as its rows see.
+fn work(queries: &Tensor, segments: &[Segment<'_>], params: AttentionParams) -> Work {
+    let size = queries.dtype().size_in_bytes() as u64;
+    let width = queries.dims().iter().skip(1).product::<usize>() as u64;
+    let window = params.window.unwrap_or(usize::MAX);
+    segments.iter().fold(Work::moving(&[queries, queries]), |sum, segment| {
+        let (rows, length) = (segment.rows.len(), segment.end.saturating_sub(segment.start));
+        let first = length.saturating_sub(rows);
+        let read = length - first.saturating_sub(window.saturating_sub(1)).min(length);
+        let seen: usize = (first..length).map(|position| (position + 1).min(window)).sum();
+        let key_width =
+            segment.chunks.first().map_or(0, |chunk| chunk.keys.dims().iter().skip(1).product::<usize>());
+        sum.and(2 * (read * key_width) as u64 * size, 4 * seen as u64 * width)
+    })
 }
 
 #[cfg(test)]

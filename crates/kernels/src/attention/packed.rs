@@ -15,6 +15,7 @@ use crate::{
     device::{self, runs_kernels},
     fresh::Fresh,
     graph::record3,
+    trace::{self, Work},
     view::has_dense_rows,
 };
 
@@ -30,6 +31,23 @@ pub struct PackedAttention {
     pub causal: bool,
 }
 
+impl PackedAttention {
+    /// Of `passes` over what the rows see: 1 forward; 2 back, with five products instead of two and every input's gradient.
+    fn work(&self, queries: &Tensor, keys: &Tensor, passes: usize) -> Work {
+        let width = queries.dims().iter().skip(1).product::<usize>() as u64;
+        let window = self.params.window.unwrap_or(usize::MAX);
+        let seen = |pair: &[u32]| {
+            let rows = pair[1].saturating_sub(pair[0]) as usize;
+            let seen = |row: usize| if self.causal { (row + 1).min(window) } else { rows };
+            (0..rows).map(seen).sum::<usize>() as u64
+        };
+        let seen: u64 = self.starts.windows(2).map(seen).sum();
+        let moved = Work::moving(&[queries, queries, keys, keys]).bytes;
+        let flops = if passes == 1 { 4 } else { 10 };
+        Work { bytes: passes as u64 * moved, flops: flops * seen * width }
+    }
+}
+
 /// `queries [T, H, D]`, `keys [T, G, D]`, `values [T, G, D]` → `[T, H, D]`, recorded in candle's graph.
 ///
 /// Rows may be parts of wider ones (a fused product of queries, keys and values): they are read in place.
@@ -39,6 +57,7 @@ pub fn packed_attention(
     values: &Tensor,
     packing: &PackedAttention,
 ) -> Result<Tensor> {
+    let _op = trace::op("packed_attention", queries.device(), || packing.work(queries, keys, 1));
     check("packed_attention", [queries, keys, values], packing)?;
     if !is_fitted(queries) {
         let [fitted_queries, fitted_keys, fitted_values] = fitted([queries, keys, values])?;
@@ -63,6 +82,7 @@ pub fn packed_attention_forward(
     values: &Tensor,
     packing: &PackedAttention,
 ) -> Result<(Tensor, Tensor)> {
+    let _op = trace::op("packed_attention_forward", queries.device(), || packing.work(queries, keys, 1));
     check("packed_attention_forward", [queries, keys, values], packing)?;
     let inputs = fitted([queries, keys, values])?;
     let (out, lse) = forward("packed_attention_forward", inputs.each_ref(), packing)?;
@@ -80,6 +100,7 @@ pub fn packed_attention_backward(
     d_out: &Tensor,
     packing: &PackedAttention,
 ) -> Result<(Tensor, Tensor, Tensor)> {
+    let _op = trace::op("packed_attention_backward", queries.device(), || packing.work(queries, keys, 2));
     const NAME: &str = "packed_attention_backward";
     check(NAME, [queries, keys, values], packing)?;
     check_saved(queries, out, lse, d_out)?;

@@ -5,10 +5,16 @@ mod gpu;
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use crate::{device::runs_kernels, graph::record1};
+use crate::{
+    trace::{self, Work},
+    {device::runs_kernels, graph::record1},
+};
 
 /// `scale · x` as f32, f16 or bf16; computed in f32 and rounded once.
 pub fn cast(x: &Tensor, dtype: DType, scale: f32) -> Result<Tensor> {
+    let _op = trace::op("cast", x.device(), || {
+        Work::elementwise(x, 1, 1).and((x.elem_count() * dtype.size_in_bytes()) as u64, 0)
+    });
     check("cast", x.dtype())?;
     check("cast", dtype)?;
     if x.dtype() == dtype && scale == 1. {
@@ -25,6 +31,7 @@ pub fn cast(x: &Tensor, dtype: DType, scale: f32) -> Result<Tensor> {
 
 /// Multiplies the elements of a contiguous tensor, in place.
 pub fn scale_in_place(x: &Tensor, scale: f32) -> Result<()> {
+    let _op = trace::op("scale_in_place", x.device(), || Work::elementwise(x, 2, 1));
     check("scale_in_place", x.dtype())?;
     if !x.is_contiguous() {
         bail!("scale_in_place: `x` must be contiguous; it is {:?}", x.layout());

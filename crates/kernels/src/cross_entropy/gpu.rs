@@ -9,6 +9,7 @@ use crate::{
     gpu::{Argument, Float, Kernel, Launch, Module, Variant, launch, module},
     linear::Projection,
     matmul::matmul,
+    trace,
 };
 
 static MODULE: Module = module!("cross_entropy");
@@ -46,6 +47,7 @@ pub(super) fn run(
     let dense = if count == tokens {
         hidden.clone()
     } else {
+        trace::launched(1);
         hidden.index_select(&Tensor::new(counted.rows.as_slice(), device)?, 0)?
     }; // [C, D]
     let targets = Tensor::new(counted.targets.as_slice(), device)?; // [C]
@@ -68,8 +70,12 @@ pub(super) fn run(
         }
         if wanted == Some(HeadWeight::Trainable) {
             let part = product(&logits.t()?, &rows)?.to_dtype(DType::F32)?; // [V, D]
+            trace::launched(u64::from(logits.dtype() != DType::F32));
             d_weight = Some(match d_weight {
-                Some(sum) => (sum + part)?,
+                Some(sum) => {
+                    trace::launched(1);
+                    (sum + part)?
+                }
                 None => part,
             });
         }
@@ -148,11 +154,13 @@ fn take_losses(job: &Job<'_>, logits: &Tensor, targets: &Tensor) -> Result<Tenso
 
 /// Rows of the counted tokens at their places among all, zeros between them.
 fn spread(mut parts: Vec<Tensor>, rows: &[u32], tokens: usize) -> Result<Tensor> {
+    trace::launched(if parts.len() == 1 { 0 } else { parts.len() as u64 });
     if rows.len() == tokens {
         return if parts.len() == 1 { Ok(parts.swap_remove(0)) } else { Tensor::cat(&parts, 0) };
     }
     let zero = parts[0].narrow(0, 0, 1)?.zeros_like()?;
     parts.push(zero);
+    trace::launched(3); // two more copies, and the selection
     let mut places = vec![rows.len() as u32; tokens];
     rows.iter().enumerate().for_each(|(index, row)| places[*row as usize] = index as u32);
     Tensor::cat(&parts, 0)?.index_select(&Tensor::new(places, parts[0].device())?, 0)

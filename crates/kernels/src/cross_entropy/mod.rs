@@ -18,6 +18,7 @@ use crate::{
     fresh::Fresh,
     graph::record2,
     linear::Projection,
+    trace::{self, Work},
 };
 
 /// The target of a token that does not count. It costs nothing.
@@ -86,6 +87,7 @@ pub fn lm_head_loss(
     targets: &[u32],
     params: &LossParams,
 ) -> Result<Loss> {
+    let _op = trace::op("lm_head_loss", hidden.device(), || head_work(hidden, head, targets, 1));
     let (loss, _) = run(hidden, head, targets, params, None)?;
     Ok(loss)
 }
@@ -98,6 +100,9 @@ pub fn lm_head_loss_and_gradients(
     params: &LossParams,
     weight: HeadWeight,
 ) -> Result<(Loss, LossGradients)> {
+    let _op = trace::op("lm_head_loss_and_gradients", hidden.device(), || {
+        head_work(hidden, head, targets, if weight == HeadWeight::Trainable { 3 } else { 2 })
+    });
     let (loss, gradients) = run(hidden, head, targets, params, Some(weight))?;
     Ok((loss, gradients.expect("asked for")))
 }
@@ -110,6 +115,7 @@ pub fn cross_entropy(
     targets: &[u32],
     params: &LossParams,
 ) -> Result<Tensor> {
+    let _op = trace::op("cross_entropy", hidden.device(), || head_work(hidden, head, targets, 2));
     if head.bias.as_ref().is_some_and(Tensor::track_op) {
         bail!("cross_entropy: the head's bias asks for a gradient, which does not exist; detach it");
     }
@@ -129,6 +135,15 @@ pub fn cross_entropy(
             gradients.weight.as_ref().map(|sum| scaled(sum)?.to_dtype(weight.dtype())).transpose()?;
         Ok([Some(scaled(&gradients.hidden)?), d_weight])
     })
+}
+
+/// One product with the head for the logits, and one for each gradient that is wanted, over the tokens that count.
+fn head_work(hidden: &Tensor, head: &Projection, targets: &[u32], products: usize) -> Work {
+    let counted = targets.iter().filter(|target| **target != IGNORED).count();
+    let product = 2 * (counted * head.weight.elem_count()) as u64;
+    let sums = if products == 3 { 4 * head.weight.elem_count() as u64 } else { 0 };
+    let work = Work::moving(&[hidden, &head.weight]).and(sums, products as u64 * product);
+    if products > 1 { work.and_moving(&[hidden]) } else { work }
 }
 
 /// Tokens that count.

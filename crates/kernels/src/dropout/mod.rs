@@ -11,7 +11,10 @@ mod reference;
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use crate::{device::runs_kernels, graph::record1};
+use crate::{
+    trace::{self, Work},
+    {device::runs_kernels, graph::record1},
+};
 
 /// What is dropped.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -27,6 +30,7 @@ pub struct Dropout {
 /// Zeros and scaled elements of `x`. The same call on the result's gradient is the backward pass; it is recorded in
 /// candle's graph.
 pub fn dropout(x: &Tensor, dropout: &Dropout) -> Result<Tensor> {
+    let _op = trace::op("dropout", x.device(), || Work::elementwise(x, 2, 1));
     if !(0. ..1.).contains(&dropout.probability) {
         bail!("dropout: the probability is {}, expected 0 ≤ probability < 1", dropout.probability);
     }

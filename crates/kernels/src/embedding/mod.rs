@@ -11,10 +11,12 @@ use crate::{
     cast::cast,
     device::{narrow_on_cpu, runs_kernels},
     graph::record1,
+    trace::{self, Work},
 };
 
 /// `table [vocab, D]`, `ids` (host) → `[ids.len(), D]` in `compute`, each row multiplied by `scale`.
 pub fn embedding(table: &Tensor, ids: &[u32], scale: f32, compute: DType) -> Result<Tensor> {
+    let _op = trace::op("embedding", table.device(), || Work::gathered(table, ids.len(), compute));
     let &[vocabulary, _width] = table.dims() else {
         bail!("embedding: `table` is {:?}, expected [vocab, D]", table.dims());
     };
@@ -43,6 +45,9 @@ pub fn embedding(table: &Tensor, ids: &[u32], scale: f32, compute: DType) -> Res
 /// The gradient of [`embedding`]'s table, `[vocab, D]` in f32, from that of its result, `dy [ids.len(), D]`. Rows
 /// of one id are summed in their order, so that the result is always the same.
 pub fn embedding_backward(ids: &[u32], dy: &Tensor, vocabulary: usize, scale: f32) -> Result<Tensor> {
+    let _op = trace::op("embedding_backward", dy.device(), || {
+        Work::elementwise(dy, 1, 1).and(4 * (vocabulary * dy.elem_count() / ids.len().max(1)) as u64, 0)
+    });
     check("embedding_backward", ids, vocabulary)?;
     match *dy.dims() {
         [rows, _width] if rows == ids.len() => {}

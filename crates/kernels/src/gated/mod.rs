@@ -10,6 +10,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use crate::{
     device::{narrow_on_cpu, runs_kernels},
     graph::record2,
+    trace::{self, Work},
 };
 
 /// The nonlinearity of a gated layer.
@@ -25,6 +26,7 @@ pub enum Activation {
 
 /// `activation(gate) ⊙ up`, of one shape and type.
 pub fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
+    let _op = trace::op("gated", gate.device(), || Work::elementwise(gate, 3, 5));
     check("gated", "up", gate, up)?;
     if narrow_on_cpu(gate) {
         let [gate_wide, up_wide] = [gate.to_dtype(DType::F32)?, up.to_dtype(DType::F32)?];
@@ -49,6 +51,7 @@ pub fn gated_backward(
     dy: &Tensor,
     activation: Activation,
 ) -> Result<(Tensor, Tensor)> {
+    let _op = trace::op("gated_backward", gate.device(), || Work::elementwise(gate, 5, 10));
     check("gated_backward", "up", gate, up)?;
     check("gated_backward", "dy", gate, dy)?;
     if narrow_on_cpu(gate) {
@@ -72,6 +75,7 @@ pub fn gated_backward_in_place(
     dy: &Tensor,
     activation: Activation,
 ) -> Result<(Tensor, Tensor)> {
+    let _op = trace::op("gated_backward_in_place", dy.device(), || Work::elementwise(dy, 5, 10));
     if !runs_kernels(gate.device()) || narrow_on_cpu(&gate) {
         return gated_backward(&gate, &up, dy, activation);
     }

@@ -203,6 +203,7 @@ impl StructKernel {
         if grid.iter().zip(MOST).any(|(count, most)| *count > most) {
             bail!("a grid of {grid:?} blocks is too large, at most {MOST:?}: pass fewer rows per call");
         }
+        crate::trace::launched(1);
         let (stream, arguments) = (device.cuda_stream(), ByValue(arguments));
         let config = LaunchConfig {
             grid_dim: grid.map(|count| count as u32).into(),

@@ -31,7 +31,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 pub(crate) use flat::Flat;
 pub(crate) use rows::Rows;
 
-use crate::{fresh::Fresh, view::has_dense_rows};
+use crate::{fresh::Fresh, trace, view::has_dense_rows};
 
 /// The kernel texts of one op.
 pub(crate) struct Module {
@@ -252,6 +252,7 @@ pub(crate) unsafe fn launch(device: &Device, launch: &Launch<'_>) -> Result<()> 
             bail!("{}: a kernel was handed a tensor whose rows are not dense", launch.kernel.name);
         }
     }
+    trace::launched(1);
     match device {
         #[cfg(test)]
         Device::Cpu => emulator::launch(launch),

@@ -91,6 +91,7 @@ pub(super) fn weight_backward(x: &Tensor, norm: &LayerNorm, dy: &Tensor) -> Resu
     };
     // SAFETY: as `layer_norm_weight_backward` in kernels.gpu asks.
     unsafe { launch(device, &launch_of_parts)? };
+    crate::trace::launched(2);
     Ok((weight_sums.into_tensor().sum(0)?, bias_sums.into_tensor().sum(0)?))
 }
 

@@ -11,6 +11,7 @@ use crate::{
     device::{narrow_on_cpu, runs_kernels},
     fresh::Fresh,
     graph::{record2, record3},
+    trace::{self, Work},
 };
 
 /// A norm's parameters.
@@ -26,6 +27,7 @@ pub struct LayerNorm {
 
 /// `(x − mean(x)) / sqrt(var(x) + ε) · w + b` over the last dimension; statistics in f32. `x` of any rank.
 pub fn layer_norm(x: &Tensor, norm: &LayerNorm) -> Result<Tensor> {
+    let _op = trace::op("layer_norm", x.device(), || Work::elementwise(x, 2, 7).and_moving(&[&norm.weight]));
     check("layer_norm", x, norm, None)?;
     if narrow_on_cpu(x) {
         return layer_norm(&x.to_dtype(DType::F32)?, norm)?.to_dtype(x.dtype());
@@ -38,6 +40,9 @@ pub fn layer_norm(x: &Tensor, norm: &LayerNorm) -> Result<Tensor> {
 
 /// The gradient of [`layer_norm`]'s `x` from that of its result.
 pub fn layer_norm_backward(x: &Tensor, norm: &LayerNorm, dy: &Tensor) -> Result<Tensor> {
+    let _op = trace::op("layer_norm_backward", x.device(), || {
+        Work::elementwise(x, 3, 11).and_moving(&[&norm.weight])
+    });
     check("layer_norm_backward", x, norm, Some(dy))?;
     if narrow_on_cpu(x) {
         let [x_wide, dy_wide] = [x.to_dtype(DType::F32)?, dy.to_dtype(DType::F32)?];
@@ -51,6 +56,7 @@ pub fn layer_norm_backward(x: &Tensor, norm: &LayerNorm, dy: &Tensor) -> Result<
 
 /// The gradients of the norm's weight and bias, both `[D]` in f32.
 pub fn layer_norm_weight_backward(x: &Tensor, norm: &LayerNorm, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+    let _op = trace::op("layer_norm_weight_backward", x.device(), || Work::elementwise(x, 2, 8));
     check("layer_norm_weight_backward", x, norm, Some(dy))?;
     if runs_kernels(x.device()) {
         return gpu::weight_backward(&x.contiguous()?, norm, &dy.contiguous()?);
@@ -65,6 +71,9 @@ pub fn layer_norm_backward_all(
     norm: &LayerNorm,
     dy: &Tensor,
 ) -> Result<(Tensor, Tensor, Tensor)> {
+    let _op = trace::op("layer_norm_backward_all", x.device(), || {
+        Work::elementwise(x, 3, 14).and_moving(&[&norm.weight])
+    });
     check("layer_norm_backward_all", x, norm, Some(dy))?;
     if runs_kernels(x.device()) || narrow_on_cpu(x) {
         let (dw, db) = layer_norm_weight_backward(x, norm, dy)?;

@@ -20,6 +20,7 @@ use crate::{
     fresh::Fresh,
     gated::gated,
     graph::{record2, record3},
+    trace::{self, Work},
 };
 
 pub use crate::gated::Activation;
@@ -44,6 +45,9 @@ pub fn linear_many<const COUNT: usize>(
     x: &Tensor,
     projections: [&Projection; COUNT],
 ) -> Result<[Tensor; COUNT]> {
+    let _op = trace::op("linear", x.device(), || {
+        Work::products(x, &projections.map(|projection| &projection.weight))
+    });
     for projection in projections {
         check_weight("linear", x, projection)?;
     }
@@ -72,6 +76,7 @@ pub fn gated_linear(
     up: &Projection,
     activation: Activation,
 ) -> Result<Tensor> {
+    let _op = trace::op("gated_linear", x.device(), || Work::products(x, &[&gate.weight, &up.weight]));
     check_weight("gated_linear", x, gate)?;
     check_weight("gated_linear", x, up)?;
     if gate.weight.dims() != up.weight.dims() {
@@ -93,6 +98,7 @@ pub fn gated_linear(
 
 /// The gradient of [`linear`]'s `x` from that of its result: `dy [.., N] → [.., K]`. The bias does not matter.
 pub fn linear_backward(dy: &Tensor, projection: &Projection) -> Result<Tensor> {
+    let _op = trace::op("linear_backward", dy.device(), || Work::product(dy, &projection.weight));
     let inputs = check_gradient("linear_backward", dy, projection)?;
     if device::narrow_on_cpu(dy) {
         return linear_backward(&dy.to_dtype(DType::F32)?, projection)?.to_dtype(dy.dtype());
@@ -109,6 +115,9 @@ pub fn linear_backward(dy: &Tensor, projection: &Projection) -> Result<Tensor> {
 
 /// Adds what [`linear_backward`] gives to `dx [.., K]`, which is changed for everybody who holds it.
 pub fn linear_backward_add(dy: &Tensor, projection: &Projection, dx: &Tensor) -> Result<()> {
+    let _op = trace::op("linear_backward_add", dy.device(), || {
+        Work::product(dy, &projection.weight).and_moving(&[dx])
+    });
     let inputs = check_gradient("linear_backward_add", dy, projection)?;
     let expected = with_width(dy, inputs);
     if dx.dims() != expected || dx.dtype() != dy.dtype() || dx.track_op() || !dx.is_contiguous() {
@@ -130,12 +139,14 @@ pub fn linear_backward_add(dy: &Tensor, projection: &Projection, dx: &Tensor) ->
 
 /// The gradient of the weight, `[N, K]` in f32. Half precision on a GPU is rounded to it once, after the sum.
 pub fn linear_weight_backward(x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    let _op = trace::op("linear_weight_backward", x.device(), || Work::outer(x, dy));
     let (x, dy) = (rows(x)?, rows(dy)?);
     if x.dim(0)? != dy.dim(0)? {
         let (x, dy) = (x.dims(), dy.dims());
         bail!("linear_weight_backward: `dy` is {dy:?}, expected as many rows as `x` {x:?}");
     }
     if runs_kernels(x.device()) {
+        trace::launched(u64::from(x.dtype() != DType::F32));
         return gpu::weight_gradient(&x, &dy)?.into_tensor().to_dtype(DType::F32);
     }
     Ok(cpu::weight_gradient(&x.to_dtype(DType::F32)?, &dy.to_dtype(DType::F32)?)?.into_tensor())
@@ -143,6 +154,10 @@ pub fn linear_weight_backward(x: &Tensor, dy: &Tensor) -> Result<Tensor> {
 
 /// The gradient of the bias, `[N]` in f32.
 pub fn linear_bias_backward(dy: &Tensor) -> Result<Tensor> {
+    let _op = trace::op("linear_bias_backward", dy.device(), || Work::elementwise(dy, 1, 1));
+    if runs_kernels(dy.device()) {
+        trace::launched(1 + u64::from(dy.dtype() != DType::F32));
+    }
     let dy = rows(dy)?.to_dtype(DType::F32)?;
     if runs_kernels(dy.device()) { dy.sum(0) } else { cpu::bias_gradient(&dy) }
 }

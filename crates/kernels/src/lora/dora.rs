@@ -8,6 +8,7 @@ use super::{LoraAdapter, LoraGradients, cpu, lora_backward, lora_delta};
 use crate::{
     device::runs_kernels,
     linear::{Projection, linear, linear_backward, rows},
+    trace::{self, Work, work},
 };
 
 /// Numbers of the combined weight that a GPU holds at once.
@@ -33,6 +34,9 @@ pub struct DoraGradients<'a> {
 
 /// `m / norm ⊙ (x · Wᵀ + scale · (x · Aᵀ) · Bᵀ) + bias`, with `norm` of [`dora_norm`]. Recorded in candle's graph.
 pub fn dora(x: &Tensor, projection: &Projection, dora: &Dora, norm: &Tensor) -> Result<Tensor> {
+    let _op = trace::op("dora", x.device(), || {
+        Work::products(x, &[&projection.weight]).and_delta(x, &dora.adapter, work::rows(x) as usize)
+    });
     let outputs = check("dora", projection, dora, norm)?;
     let frozen = Projection { weight: projection.weight.clone(), bias: None };
     let sum = (linear(x, &frozen)? + lora_delta(x, &dora.adapter)?)?;
@@ -57,6 +61,9 @@ pub fn dora_backward(
     projected: &Tensor,
     into: &DoraGradients<'_>,
 ) -> Result<()> {
+    let _op = trace::op("dora_backward", x.device(), || {
+        Work::product(dy, &projection.weight).and_gradients(x, &dora.adapter, into.lora.dx)
+    });
     let outputs = check("dora_backward", projection, dora, norm)?;
     if sum.dims() != dy.dims() || into.magnitude.dims() != [outputs] {
         let (sum, dy, magnitude) = (sum.dims(), dy.dims(), into.magnitude.dims());
@@ -76,6 +83,9 @@ pub fn dora_backward(
 
 /// `‖W + scale · B · A‖` by rows, `[N]` in f32, outside of any graph. The sum exists in blocks only.
 pub fn dora_norm(weight: &Tensor, adapter: &LoraAdapter) -> Result<Tensor> {
+    let _op = trace::op("dora_norm", weight.device(), || {
+        Work::elementwise(weight, 1, 2 * adapter.rank() + 3).and_moving(&[&adapter.a, &adapter.b])
+    });
     let (outputs, inputs) = weight.dims2()?;
     if adapter.a.dims() != [adapter.rank(), inputs] || adapter.b.dims() != [outputs, adapter.rank()] {
         let (a, b) = (adapter.a.dims(), adapter.b.dims());
@@ -93,6 +103,7 @@ pub fn dora_norm(weight: &Tensor, adapter: &LoraAdapter) -> Result<Tensor> {
     for start in (0..outputs).step_by(step) {
         let count = step.min(outputs - start);
         let b = wide(&adapter.b.narrow(0, start, count)?)?;
+        trace::launched(5 + u64::from(weight.dtype() != DType::F32));
         let sum = (wide(&weight.narrow(0, start, count)?)? + b.matmul(&a)?)?;
         norms.push(sum.sqr()?.sum(1)?.sqrt()?);
     }

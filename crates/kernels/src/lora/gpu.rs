@@ -82,6 +82,7 @@ pub(super) fn lora_down(x: &Tensor, adapter: &LoraAdapter) -> Result<Fresh> {
 }
 
 pub(super) fn lora_delta(x: &Tensor, adapter: &LoraAdapter) -> Result<Fresh> {
+    crate::trace::launched(1);
     let projected = (lora_down(x, adapter)?.into_tensor() * f64::from(adapter.scale))?;
     matmul(&projected, &adapter.b.detach().to_dtype(x.dtype())?.t()?)
 }

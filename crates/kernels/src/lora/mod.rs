@@ -30,6 +30,7 @@ use crate::{
     device::{narrow_on_cpu, runs_kernels},
     graph::record3,
     linear::{rows, with_width},
+    trace::{self, Work, work},
 };
 
 /// One adapter of one layer; A and B in the same float dtype, contiguous.
@@ -78,12 +79,18 @@ impl LoraAdapter {
 /// `base [.., N]`, with each segment's delta added to its rows. Recorded in candle's graph: `x`, `base`, A and B
 /// get gradients where they are tracked.
 pub fn lora(x: &Tensor, base: &Tensor, segments: &[LoraSegment<'_>]) -> Result<Tensor> {
+    let _op = trace::op("lora", x.device(), || {
+        segments.iter().fold(Work::moving(&[base, base]), |sum, segment| {
+            sum.and_delta(x, segment.adapter, segment.rows.len())
+        })
+    });
     let outputs = check("lora", x, base, segments)?;
     let is_tracked = |segment: &LoraSegment<'_>| segment.adapter.a.track_op() || segment.adapter.b.track_op();
     if x.track_op() || base.track_op() || segments.iter().any(is_tracked) {
         return lora_recorded(x, base, outputs, segments);
     }
     if runs_kernels(x.device()) {
+        trace::launched(1);
         let y = base.contiguous()?.copy()?;
         lora_in_place(x, &y, segments)?;
         return Ok(y);
@@ -99,6 +106,11 @@ pub fn lora(x: &Tensor, base: &Tensor, segments: &[LoraSegment<'_>]) -> Result<T
 /// Adds each segment's delta to its rows of `y [.., N]`, which is changed for everybody who holds it, and must
 /// not share its memory with `x` or an adapter.
 pub fn lora_in_place(x: &Tensor, y: &Tensor, segments: &[LoraSegment<'_>]) -> Result<()> {
+    let _op = trace::op("lora_in_place", x.device(), || {
+        segments
+            .iter()
+            .fold(Work::default(), |sum, segment| sum.and_delta(x, segment.adapter, segment.rows.len()))
+    });
     let outputs = check("lora_in_place", x, y, segments)?;
     check_changeable("lora_in_place", "y", y)?;
     if narrow_on_cpu(x) {
@@ -115,6 +127,8 @@ pub fn lora_in_place(x: &Tensor, y: &Tensor, segments: &[LoraSegment<'_>]) -> Re
 
 /// The delta alone: `scale · (x · Aᵀ) · Bᵀ`, `x [.., K] → [.., N]`. Recorded in candle's graph.
 pub fn lora_delta(x: &Tensor, adapter: &LoraAdapter) -> Result<Tensor> {
+    let _op =
+        trace::op("lora_delta", x.device(), || Work::default().and_delta(x, adapter, work::rows(x) as usize));
     check_adapter("lora_delta", x, adapter)?;
     if narrow_on_cpu(x) {
         let [a, b] = [&adapter.a, &adapter.b].map(|factor| factor.to_dtype(DType::F32));
@@ -144,6 +158,7 @@ pub fn lora_delta(x: &Tensor, adapter: &LoraAdapter) -> Result<Tensor> {
 
 /// The first half of a delta, `x · Aᵀ [M, r]`, which [`lora_backward`] asks for again.
 pub fn lora_down(x: &Tensor, adapter: &LoraAdapter) -> Result<Tensor> {
+    let _op = trace::op("lora_down", x.device(), || Work::products(x, &[&adapter.a]));
     check_adapter("lora_down", x, adapter)?;
     if narrow_on_cpu(x) {
         return lora_down(&x.to_dtype(DType::F32)?, adapter)?.to_dtype(x.dtype());
@@ -156,6 +171,9 @@ pub fn lora_down(x: &Tensor, adapter: &LoraAdapter) -> Result<Tensor> {
 
 /// The second half: adds `scale · projected · Bᵀ` to `y [.., N]`, which is changed for everybody who holds it.
 pub fn lora_up_in_place(projected: &Tensor, y: &Tensor, adapter: &LoraAdapter) -> Result<()> {
+    let _op = trace::op("lora_up_in_place", y.device(), || {
+        Work::products(projected, &[&adapter.b]).and_moving(&[y])
+    });
     let (outputs, rank) = (adapter.outputs(), adapter.rank());
     let count = y.elem_count() / outputs.max(1);
     if adapter.b.dims() != [outputs, rank]
@@ -190,6 +208,9 @@ pub fn lora_backward(
     projected: &Tensor,
     into: &LoraGradients<'_>,
 ) -> Result<()> {
+    let _op = trace::op("lora_backward", x.device(), || {
+        Work::moving(&[dy, projected]).and_gradients(x, adapter, into.dx)
+    });
     check_adapter("lora_backward", x, adapter)?;
     let (count, rank) = (rows(x)?.dim(0)?, adapter.rank());
     let expected_dy = with_width(x, adapter.outputs());

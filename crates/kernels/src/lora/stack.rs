@@ -7,6 +7,7 @@ use super::{LoraAdapter, LoraSegment, check, gpu, lora_in_place};
 use crate::{
     device::runs_kernels,
     linear::{Projection, linear, rows},
+    trace::{self, Work},
 };
 
 /// More rows than this are multiplied adapter by adapter.
@@ -81,6 +82,20 @@ impl LoraStack {
         Ok(())
     }
 
+    /// The deltas of all rows that have a slot; each adapter in use is read once.
+    fn work(&self, x: &Tensor, slots: &RowSlots) -> Work {
+        let size = x.dtype().size_in_bytes() as u64;
+        let per_slot = |tensor: &Tensor| (tensor.elem_count() / tensor.dims()[0].max(1)) as u64;
+        let (a, b) = (per_slot(&self.a), per_slot(&self.b));
+        let (inputs, outputs) = (self.a.dims()[2] as u64, self.b.dims()[1] as u64);
+        let mut used: Vec<u32> = slots.host.iter().copied().flatten().collect();
+        let rows = used.len() as u64;
+        used.sort_unstable();
+        used.dedup();
+        let adapters = used.len() as u64 * (a + b) * self.a.dtype().size_in_bytes() as u64;
+        Work { bytes: adapters + rows * size * (inputs + 2 * outputs), flops: 2 * rows * (a + b) }
+    }
+
     /// A view of one slot.
     fn adapter(&self, slot: u32) -> Result<LoraAdapter> {
         let slot = slot as usize;
@@ -99,6 +114,7 @@ impl RowSlots {
 /// Adds to each row of `y [.., N]` the delta of the adapter in its slot. `y` is changed for everybody who holds
 /// it. A few rows are one launch on a GPU, however many adapters they have.
 pub fn lora_stacked_in_place(x: &Tensor, y: &Tensor, stack: &LoraStack, slots: &RowSlots) -> Result<()> {
+    let _op = trace::op("lora_stacked_in_place", x.device(), || stack.work(x, slots));
     let count = slots.host.len();
     let ((_, _, inputs), outputs) = (stack.a.dims3()?, stack.b.dim(1)?);
     check_slots("lora_stacked_in_place", stack, slots)?;
@@ -140,6 +156,9 @@ pub fn linear_with_adapters(
     stack: &LoraStack,
     slots: &RowSlots,
 ) -> Result<Tensor> {
+    let _op = trace::op("linear_with_adapters", x.device(), || {
+        Work::products(x, &[&projection.weight]).and_work(stack.work(x, slots))
+    });
     #[cfg(feature = "cuda")]
     if let Some(y) = in_one_launch(x, projection, stack, slots)? {
         return Ok(y);

@@ -21,6 +21,7 @@ pub(crate) fn matmul(a: &Tensor, b: &Tensor) -> Result<Fresh> {
         return Ok(found);
     }
     let ((left, left_layout), (right, right_layout)) = (a.storage_and_layout(), b.storage_and_layout());
+    crate::trace::launched(1);
     let sizes = (1, rows, columns, inner);
     let storage = match (&*left, &*right) {
         (Storage::Cpu(a), Storage::Cpu(b)) => Storage::Cpu(product(a, b, sizes, left_layout, right_layout)?),

@@ -13,7 +13,10 @@ use std::ops::Range;
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use crate::device::runs_kernels;
+use crate::{
+    device::runs_kernels,
+    trace::{self, Work},
+};
 
 /// How a parameter follows its gradient.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -71,6 +74,7 @@ pub struct Clip<'a> {
 /// Moves the parameters `range` of `state` (`[3, N]`, f32, contiguous, changed in place) along their part of
 /// `gradient` (`[N]`, f32). Parameters with rates of their own are ranges of their own.
 pub fn update(state: &Tensor, gradient: &Tensor, range: Range<usize>, step: &Step<'_>) -> Result<()> {
+    let _op = trace::op("optimizer_update", state.device(), || step.work(range.len()));
     check(state, gradient, &range, step)?;
     if range.is_empty() {
         return Ok(());
@@ -85,11 +89,19 @@ pub fn update(state: &Tensor, gradient: &Tensor, range: Range<usize>, step: &Ste
 
 /// `√Σx²` over all elements, `[1]` in f32, on the tensor's device. Summed in a fixed order.
 pub fn norm(x: &Tensor) -> Result<Tensor> {
+    let _op = trace::op("gradient_norm", x.device(), || Work::elementwise(x, 1, 2));
     if x.dtype() != DType::F32 {
         bail!("norm: `x` has dtype {:?}, expected F32", x.dtype());
     }
     let x = x.contiguous()?;
     if runs_kernels(x.device()) { gpu::norm(&x) } else { cpu::norm(&x) }
+}
+
+impl Step<'_> {
+    /// The values and both moments of so many parameters are read and written, and their gradients read.
+    fn work(&self, count: usize) -> Work {
+        Work { bytes: 28 * count as u64, flops: 14 * count as u64 }
+    }
 }
 
 /// A step, with all that depends on its number worked out.

@@ -162,5 +162,6 @@ pub(super) fn weight_backward(x: &Tensor, norm: &RmsNorm, dy: &Tensor) -> Result
     };
     // SAFETY: as `rms_norm_weight_backward` in kernels.gpu asks.
     unsafe { launch(device, &launch_of_parts)? };
+    crate::trace::launched(1);
     sums.into_tensor().sum(0)
 }

@@ -10,6 +10,7 @@ use candle_core::{D, DType, Result, Tensor, bail};
 use crate::{
     device::{self, runs_kernels},
     graph::record2,
+    trace::{self, Work},
 };
 
 /// A norm's weight `[D]` and constants.
@@ -25,6 +26,7 @@ pub struct RmsNorm {
 
 /// `x / sqrt(mean(x²) + ε) · (w + offset)` over the last dimension; statistics in f32. `x` of any rank.
 pub fn rms_norm(x: &Tensor, norm: &RmsNorm) -> Result<Tensor> {
+    let _op = trace::op("rms_norm", x.device(), || Work::elementwise(x, 2, 4).and_moving(&[&norm.weight]));
     check_weight("rms_norm", "x", x, norm)?;
     if device::narrow_on_cpu(x) {
         return rms_norm(&x.to_dtype(DType::F32)?, norm)?.to_dtype(x.dtype());
@@ -50,6 +52,9 @@ pub fn add_rms_norm(
     scale: f32,
     norm: &RmsNorm,
 ) -> Result<(Tensor, Tensor)> {
+    let _op = trace::op("add_rms_norm", delta.device(), || {
+        Work::elementwise(delta, 4, 6).and_moving(&[&norm.weight])
+    });
     check_weight("add_rms_norm", "residual", residual, norm)?;
     check_same_shape("add_rms_norm", residual, delta)?;
     if is_recorded(residual, delta, norm) || device::narrow_on_cpu(delta) {
@@ -69,6 +74,9 @@ pub fn add_rms_norm(
 
 /// `residual + scale · rms_norm(delta)`: the residual addition of a post-norm block.
 pub fn rms_norm_add(residual: &Tensor, delta: &Tensor, scale: f32, norm: &RmsNorm) -> Result<Tensor> {
+    let _op = trace::op("rms_norm_add", delta.device(), || {
+        Work::elementwise(delta, 3, 6).and_moving(&[&norm.weight])
+    });
     check_weight("rms_norm_add", "residual", residual, norm)?;
     check_same_shape("rms_norm_add", residual, delta)?;
     if is_recorded(residual, delta, norm) || device::narrow_on_cpu(delta) {
@@ -103,6 +111,8 @@ pub fn rms_norm_backward(
     dy: &Tensor,
     residual: Option<ResidualGradient<'_>>,
 ) -> Result<Tensor> {
+    let _op =
+        trace::op("rms_norm_backward", x.device(), || Work::elementwise(x, 3, 8).and_moving(&[&norm.weight]));
     check_weight("rms_norm_backward", "x", x, norm)?;
     check_same_shape("rms_norm_backward", x, dy)?;
     let (past, scale) = residual.map_or((None, 1.), |residual| (residual.past, residual.scale));
@@ -127,6 +137,9 @@ pub fn rms_norm_backward(
 
 /// The gradient of the norm's weight, `[D]` in f32.
 pub fn rms_norm_weight_backward(x: &Tensor, norm: &RmsNorm, dy: &Tensor) -> Result<Tensor> {
+    let _op = trace::op("rms_norm_weight_backward", x.device(), || {
+        Work::elementwise(x, 2, 5).and_moving(&[&norm.weight])
+    });
     check_weight("rms_norm_weight_backward", "x", x, norm)?;
     check_same_shape("rms_norm_weight_backward", x, dy)?;
     if runs_kernels(x.device()) {

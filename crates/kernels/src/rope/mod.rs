@@ -11,6 +11,7 @@ use crate::{
     device::{narrow_on_cpu, runs_kernels},
     fresh::Fresh,
     graph::record1,
+    trace::{self, Work},
 };
 
 /// Which elements of the rotated part of a head turn together.
@@ -35,6 +36,9 @@ pub struct Rotation {
 
 /// Rotates the first `rotary` elements of each head: `x [rows, heads, D] → [rows, heads, D]`.
 pub fn rope(x: &Tensor, rotation: &Rotation) -> Result<Tensor> {
+    let _op = trace::op("rope", x.device(), || {
+        Work::elementwise(x, 2, 3).and_moving(&[&rotation.cos, &rotation.sin])
+    });
     check("rope", "x", x, rotation)?;
     if narrow_on_cpu(x) {
         return rope(&x.to_dtype(DType::F32)?, rotation)?.to_dtype(x.dtype());
@@ -46,6 +50,9 @@ pub fn rope(x: &Tensor, rotation: &Rotation) -> Result<Tensor> {
 
 /// The gradient of [`rope`]'s `x` from that of its result: the inverse rotation.
 pub fn rope_backward(dy: &Tensor, rotation: &Rotation) -> Result<Tensor> {
+    let _op = trace::op("rope_backward", dy.device(), || {
+        Work::elementwise(dy, 2, 3).and_moving(&[&rotation.cos, &rotation.sin])
+    });
     check("rope_backward", "dy", dy, rotation)?;
     if narrow_on_cpu(dy) {
         return rope_backward(&dy.to_dtype(DType::F32)?, rotation)?.to_dtype(dy.dtype());

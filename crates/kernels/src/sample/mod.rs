@@ -11,13 +11,17 @@ mod gpu;
 
 use candle_core::{Result, Tensor, bail};
 
-use crate::device::runs_kernels;
+use crate::{
+    device::runs_kernels,
+    trace::{self, Work},
+};
 
 /// The most that [`top_k`] finds.
 pub const MOST: usize = 1024;
 
 /// `logits [R, V]` of any float type → the id of each row's largest, `[R]` in u32 on the same device.
 pub fn argmax(logits: &Tensor) -> Result<Tensor> {
+    let _op = trace::op("argmax", logits.device(), || Work::elementwise(logits, 1, 1));
     check("argmax", logits, 1)?;
     let logits = logits.detach().contiguous()?;
     if runs_kernels(logits.device()) { gpu::argmax(&logits) } else { cpu::argmax(&logits) }
@@ -26,6 +30,7 @@ pub fn argmax(logits: &Tensor) -> Result<Tensor> {
 /// `logits [R, V]` of any float type → the `k` largest of each row, best first: `[R, k]` values of that type and
 /// `[R, k]` ids in u32, on the same device. `k` is at most [`MOST`] and at most V.
 pub fn top_k(logits: &Tensor, k: usize) -> Result<(Tensor, Tensor)> {
+    let _op = trace::op("top_k", logits.device(), || Work::elementwise(logits, 1, 1));
     check("top_k", logits, k)?;
     let logits = logits.detach().contiguous()?;
     if runs_kernels(logits.device()) { gpu::top_k(&logits, k) } else { cpu::top_k(&logits, k) }

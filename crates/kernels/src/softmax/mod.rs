@@ -13,6 +13,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use crate::{
     device::{narrow_on_cpu, runs_kernels},
     graph::record1,
+    trace::{self, Work},
 };
 use mask::Seen;
 
@@ -34,6 +35,7 @@ pub enum Mask<'a> {
 
 /// `exp(x) / Σ exp(x)` over the seen columns of the last dimension, safe from overflow. `x` is `[.., C]`.
 pub fn softmax(x: &Tensor, mask: Mask<'_>) -> Result<Tensor> {
+    let _op = trace::op("softmax", x.device(), || Work::elementwise(x, 2, 4));
     let seen = Seen::of(x, mask)?;
     if narrow_on_cpu(x) {
         return softmax(&x.to_dtype(DType::F32)?, mask)?.to_dtype(x.dtype());
@@ -45,6 +47,7 @@ pub fn softmax(x: &Tensor, mask: Mask<'_>) -> Result<Tensor> {
 
 /// The gradient of [`softmax`]'s `x` from its result and that result's gradient: `y · (dy − Σ y · dy)`.
 pub fn softmax_backward(y: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    let _op = trace::op("softmax_backward", y.device(), || Work::elementwise(y, 3, 4));
     if (y.dims(), y.dtype()) != (dy.dims(), dy.dtype()) {
         let (found, expected) = ((dy.dims(), dy.dtype()), (y.dims(), y.dtype()));
         bail!("softmax_backward: `dy` is {found:?}, expected {expected:?} like `y`");

@@ -9,7 +9,11 @@ use candle_core::{Result, Tensor, bail};
 use super::{
     LoraAdapter, LoraGradients, check_adapter, check_changeable, lora_backward, lora_down, lora_up_in_place,
 };
-use crate::{device::runs_kernels, linear::rows};
+use crate::{
+    device::runs_kernels,
+    linear::rows,
+    trace::{self, Work, work},
+};
 
 /// One of the adapters on the way back.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +45,9 @@ impl LoraProjections {
 
 /// [`lora_down`] of each adapter.
 pub fn lora_down_together(x: &Tensor, adapters: &[&LoraAdapter]) -> Result<LoraProjections> {
+    let _op = trace::op("lora_down_together", x.device(), || {
+        Work::products(x, &adapters.iter().map(|adapter| &adapter.a).collect::<Vec<_>>())
+    });
     for adapter in adapters {
         check_adapter("lora_down_together", x, adapter)?;
     }
@@ -61,6 +68,13 @@ pub fn lora_up_together(
     products: &[&Tensor],
     adapters: &[&LoraAdapter],
 ) -> Result<()> {
+    let _op = products.first().map(|y| {
+        trace::op("lora_up_together", y.device(), || {
+            projections.each.iter().zip(adapters).fold(Work::moving(products), |sum, (projected, adapter)| {
+                sum.and_work(Work::products(projected, &[&adapter.b]))
+            })
+        })
+    });
     check_counts("lora_up_together", projections, products.len(), adapters.len())?;
     for ((projected, y), adapter) in projections.each.iter().zip(products).zip(adapters) {
         let fits =
@@ -82,6 +96,14 @@ pub fn lora_backward_together(
     members: &[LoraMember<'_>],
     dx: Option<&Tensor>,
 ) -> Result<()> {
+    let _op = trace::op("lora_backward_together", x.device(), || {
+        let read = Work::moving(&[x]).and_moving(&projections.each.iter().collect::<Vec<_>>());
+        let read = dx.map_or(read, |dx| read.and_moving(&[dx, dx]));
+        members.iter().fold(read, |sum, LoraMember { adapter, dy, .. }| {
+            let through = if dx.is_some() { 2 * adapter.a.elem_count() as u64 * work::rows(x) } else { 0 };
+            sum.and_moving(&[dy]).and(0, through).and_sums(x, adapter)
+        })
+    });
     check_counts("lora_backward_together", projections, members.len(), members.len())?;
     if let Some(all) = &projections.all
         && gpu::backward(x, all, members, dx)?

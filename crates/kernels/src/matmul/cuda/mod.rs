@@ -88,7 +88,9 @@ pub(super) fn large_product_into(
         }
         let product = Product::new(shape, shape.has_bias.then_some(bias))?;
         // SAFETY: the addresses are those of dense matrices of these sizes and this type, which live until after the launch.
-        unsafe { multiply(device, &product, [a, b, into], scale) }
+        let is_made = unsafe { multiply(device, &product, [a, b, into], scale) }?;
+        crate::trace::launched(is_made.into());
+        Ok(is_made)
     })
 }
 
@@ -112,6 +114,7 @@ pub(super) fn matmul_add(
     let [scale, one] = [&scale, &one].map(|number| std::ptr::from_ref(number).cast::<c_void>());
     let arguments = [Argument::Read(a), Argument::Read(b), Argument::Update(into)];
     let blas = device.cublas_handle();
+    crate::trace::launched(1);
     with_addresses(device, "matmul_add", &arguments, |addresses| {
         let &[a, b, into] = addresses else { unreachable!("an address for each argument") };
         let as_is = sys::cublasOperation_t::CUBLAS_OP_N;
