@@ -1,5 +1,7 @@
 //! The command line: the commands, and the flags that several of them share.
 
+use std::path::PathBuf;
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use metal_candle::device::{DType, DeviceChoice};
 
@@ -26,6 +28,10 @@ pub(crate) struct CommandLine {
     /// Say only what was asked for: no progress, no notes, no statistics
     #[arg(long, short, global = true)]
     pub(crate) quiet: bool,
+
+    /// Record what runs and when, and write it to this file for ui.perfetto.dev or chrome://tracing
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
 
     #[command(subcommand)]
     pub(crate) command: Command,

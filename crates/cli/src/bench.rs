@@ -9,6 +9,7 @@ use metal_candle::{
     device::{self, BandwidthProbe, DType, Device},
     generate::sampler::{Sampler, SamplingParams},
     model::{LogitsFor, Model, SequenceInput, spec::DecoderSpec, weights::Weights},
+    trace,
 };
 use serde_json::{Value, json};
 
@@ -146,12 +147,15 @@ struct Runs {
     /// Bytes per second.
     bandwidth: Vec<f64>,
     peak: Option<f64>,
+    /// Kernels, or on the CPU calls of ops, for each decoded token.
+    launches: f64,
 }
 
 fn measure(model: &Model, args: &BenchArgs, console: &Console) -> Result<Runs> {
     let bar = console.count_bar("measuring", 2 * (args.repetitions as u64 + 1));
     let mut bench = Bench::new(model, args.context)?;
-    let mut runs = Runs { prefill: Vec::new(), decode: Vec::new(), bandwidth: Vec::new(), peak: None };
+    let (prefill, decode, bandwidth) = (Vec::new(), Vec::new(), Vec::new());
+    let mut runs = Runs { prefill, decode, bandwidth, peak: None, launches: 0.0 };
     bench.prefill(args.prompt)?;
     bar.inc(1);
     bench.decode(args.tokens.min(WARM_UP_TOKENS))?;
@@ -163,12 +167,14 @@ fn measure(model: &Model, args: &BenchArgs, console: &Console) -> Result<Runs> {
     // Before the probe, whose memory is not the model's.
     runs.peak = peak_megabytes();
     let probe = args.bandwidth.then(|| BandwidthProbe::new(BANDWIDTH_BYTES)).transpose()?;
+    let launched = trace::launches();
     for _ in 0..args.repetitions {
         runs.decode.push(bench.decode(args.tokens)?);
         // Right after each decode: what the memory gives changes from second to second on a shared machine.
         runs.bandwidth.extend(probe.iter().flat_map(|probe| (0..SWEEPS).map(|_| probe.sweep())));
         bar.inc(1);
     }
+    runs.launches = (trace::launches() - launched) as f64 / (args.repetitions * args.tokens) as f64;
     bar.finish_and_clear();
     Ok(runs)
 }
@@ -282,6 +288,7 @@ impl Report<'_> {
                 "tok_s": decode.median, "min": decode.min, "max": decode.max,
                 "tokens": self.args.tokens, "context": self.args.context,
                 "read_gb_s": decode.median * self.bytes_per_token() / 1e9,
+                "launches_per_token": self.runs.launches,
             },
             "repetitions": self.args.repetitions,
             "peak_rss_mb": self.runs.peak,
@@ -316,12 +323,19 @@ impl Report<'_> {
             let share = 100.0 * decode / bandwidth;
             text += &format!(": {share:.0} % of the {:.1} GB/s that this machine reads", bandwidth / 1e9);
         }
+        let what = launch_name(self.model.device());
+        text += &format!("\n{:.0} {what} per decoded token", self.runs.launches);
         if let Some(peak) = self.runs.peak {
             text += &format!("\npeak memory {peak:.0} MB");
         }
         text.push('\n');
         text
     }
+}
+
+/// What [`trace::launches`] counts there.
+pub(crate) fn launch_name(device: &Device) -> &'static str {
+    if device.is_cpu() { "calls of ops" } else { "launches" }
 }
 
 /// Parameters of which a decode step reads one row only: the embedding, unless it is the head too.

@@ -8,6 +8,7 @@ use metal_candle::{
     device,
     lora::{Adapter, LoraConfig, Scaling},
     model::{Model, Rows},
+    trace,
     train::{
         Forecast, Recompute, RecomputeChoice, Trainer, TrainerOptions, Update, Workload, data::best_fit,
     },
@@ -15,7 +16,7 @@ use metal_candle::{
 use serde_json::{Value, json};
 
 use crate::{
-    bench::{Spread, positive},
+    bench::{Spread, launch_name, positive},
     console::Console,
     generate::{dtype_name, peak_megabytes},
 };
@@ -118,7 +119,9 @@ pub(crate) fn run(
     let bar = console.count_bar("training", u64::from(WARM_UP_STEPS) + repetitions as u64);
     let mut seconds = Vec::with_capacity(repetitions);
     let mut losses = Vec::with_capacity(repetitions);
+    let mut launched = 0;
     for number in 1..=WARM_UP_STEPS + repetitions as u32 {
+        let before = trace::launches();
         let start = Instant::now();
         let loss = trainer.accumulate(&batch.rows(), u64::from(number))?;
         let update = Update { number, learning_rate: 1e-4, targets: loss.targets };
@@ -129,12 +132,15 @@ pub(crate) fn run(
         if number > WARM_UP_STEPS {
             seconds.push(start.elapsed().as_secs_f64());
             losses.push(loss.sum / loss.targets as f64);
+            launched += trace::launches() - before;
         }
         bar.inc(1);
     }
     bar.finish_and_clear();
     let peak = peak_megabytes();
-    let found = Found { args, name, model: &model, trainable, seconds, losses, peak, recompute, forecast };
+    let launches = launched as f64 / repetitions as f64;
+    let found =
+        Found { args, name, model: &model, trainable, seconds, losses, launches, peak, recompute, forecast };
     if as_json { console.print_json(&found.json()?) } else { console.print(&found.text()?) }
 }
 
@@ -252,6 +258,8 @@ struct Found<'a> {
     trainable: u64,
     seconds: Vec<f64>,
     losses: Vec<f64>,
+    /// Of a step.
+    launches: f64,
     peak: Option<f64>,
     recompute: Recompute,
     forecast: Forecast,
@@ -273,7 +281,7 @@ impl Found<'_> {
             "train": {
                 "tok_s": self.tokens() / median, "ms": 1e3 * median, "min_ms": 1e3 * min, "max_ms": 1e3 * max,
                 "seq": self.args.seq, "batch": self.args.batch, "rank": self.args.rank,
-                "targets": self.args.targets, "trainable": self.trainable,
+                "targets": self.args.targets, "trainable": self.trainable, "launches_per_step": self.launches,
                 "recomputed_blocks": self.recompute.count(self.model.spec().layers.len()), "first_loss": self.losses.first(), "last_loss": self.losses.last(),
             },
             "repetitions": self.seconds.len(),
@@ -305,6 +313,7 @@ impl Found<'_> {
             self.losses.first().copied().unwrap_or(f64::NAN),
             self.losses.last().copied().unwrap_or(f64::NAN),
         );
+        text += &format!("{:.0} {} per step\n", self.launches, launch_name(self.model.device()));
         if let Some(peak) = self.peak {
             text += &format!("peak memory {peak:.0} MB");
         }

@@ -8,6 +8,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
+use crate::{console::Console, tracing};
+
 /// By convention 128 plus the number of the signal.
 pub(crate) const EXIT_CODE: u8 = 130;
 
@@ -38,8 +40,8 @@ enum State {
 }
 
 /// Takes over Ctrl-C.
-pub(crate) fn install() -> Result<()> {
-    ctrlc::set_handler(|| {
+pub(crate) fn install(quiet: bool) -> Result<()> {
+    ctrlc::set_handler(move || {
         // No load-then-store: an answer may end at the same moment.
         let answering = STATE.compare_exchange(
             State::Answering as u8,
@@ -50,6 +52,10 @@ pub(crate) fn install() -> Result<()> {
         if answering.is_err() {
             // The cursor may stand behind a prompt or a progress bar.
             writeln!(std::io::stderr()).ok();
+            let console = Console::new(quiet);
+            if let Err(error) = tracing::end(&console) {
+                console.error(&error);
+            }
             std::process::exit(i32::from(EXIT_CODE));
         }
     })

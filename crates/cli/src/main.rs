@@ -19,6 +19,7 @@ mod report;
 mod sampling;
 mod shapes;
 mod tiny;
+mod tracing;
 mod train;
 
 use std::process::ExitCode;
@@ -34,7 +35,8 @@ fn main() -> ExitCode {
     metal_candle::device::keep_freed_memory();
     let line = CommandLine::parse();
     let console = Console::new(line.quiet);
-    let outcome = interrupt::install().and_then(|()| match line.command {
+    let ready = interrupt::install(line.quiet).and_then(|()| tracing::begin(line.trace.as_deref(), &console));
+    let outcome = ready.and_then(|()| match line.command {
         Command::Quickstart(args) => quickstart::run(&args, &console),
         Command::Generate(args) => generate::run(&args, &console),
         Command::Chat(args) => chat::run(&args, &console),
@@ -46,6 +48,14 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args, &console),
         Command::Doctor(args) => doctor::run(&args, &console),
     });
+    // Also of a command that failed: what was recorded until then.
+    let outcome = match (outcome, tracing::end(&console)) {
+        (Err(error), Err(of_trace)) => {
+            console.error(&of_trace);
+            Err(error)
+        }
+        (outcome, traced) => outcome.and(traced),
+    };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read our output, `head` say, has seen enough.

@@ -7,7 +7,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
-use metal_candle_kernels::attention::KvChunk;
+use metal_candle_kernels::{attention::KvChunk, trace};
 
 use crate::model::{ModelError, spec::DecoderSpec};
 
@@ -129,6 +129,7 @@ impl LayerCache {
             let (chunk, offset) = (slot / CHUNK, slot % CHUNK);
             let length = (CHUNK - offset).min(count - done);
             let chunk = self.writable(chunk)?;
+            trace::launched(2);
             chunk.keys.slice_set(&keys.narrow(0, done, length)?, 0, offset)?;
             chunk.values.slice_set(&values.narrow(0, done, length)?, 0, offset)?;
             done += length;
@@ -151,6 +152,7 @@ impl LayerCache {
         }
         let chunk = &mut self.chunks[index];
         if Arc::get_mut(chunk).is_none() {
+            trace::launched(2);
             *chunk = Arc::new(KvChunk { keys: chunk.keys.copy()?, values: chunk.values.copy()? });
         }
         Ok(chunk)

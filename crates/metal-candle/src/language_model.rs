@@ -62,6 +62,7 @@ impl LanguageModel {
 
     /// The text parts of a folder, and a decoder that is made after them.
     fn around(folder: &Path, model: impl FnOnce() -> Result<Model>) -> Result<Self> {
+        let _loading = crate::trace::host_span("load_model");
         let tokenizer = Arc::new(Tokenizer::load(folder)?);
         let chat_template = match ChatTemplate::load(folder) {
             Err(TextError::NoChatTemplate { .. }) => None,

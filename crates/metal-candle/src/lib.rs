@@ -14,6 +14,7 @@ pub mod lora;
 pub mod model;
 mod random;
 pub mod text;
+pub mod trace;
 pub mod train;
 
 pub use error::{Error, Result};

@@ -15,6 +15,7 @@ fn check(report: &Value) {
     }
     assert_eq!((&report["prefill"]["tokens"], &report["decode"]["tokens"]), (&json!(24), &json!(6)));
     assert_eq!((&report["device"], &report["repetitions"]), (&json!("cpu"), &json!(3)));
+    assert!(report["decode"]["launches_per_token"].as_f64().unwrap() > 10.0, "{report}");
     assert!(report["simd"].is_string() && report["load_s"].as_f64().unwrap() > 0.0, "{report}");
     if cfg!(unix) {
         assert!(report["peak_rss_mb"].as_f64().unwrap() > 1.0, "{report}");
@@ -43,7 +44,15 @@ fn a_model_is_measured_in_its_own_dtype() {
 #[test]
 fn the_table_is_for_people() {
     let table = run(&[&["bench", "--shape", "tiny"][..], &SHORT].concat()).ok().out;
-    for word in ["tok/s", "prefill", "24 tokens", "decode", "6 tokens after 0", "GB/s"] {
+    for word in [
+        "tok/s",
+        "prefill",
+        "24 tokens",
+        "decode",
+        "6 tokens after 0",
+        "GB/s",
+        "calls of ops per decoded token",
+    ] {
         assert!(table.contains(word), "{word}: {table}");
     }
 }

@@ -14,6 +14,7 @@ mod prompt;
 mod quickstart;
 mod report;
 mod support;
+mod trace;
 mod train;
 #[cfg(unix)]
 mod train_killed;

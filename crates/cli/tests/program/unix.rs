@@ -5,7 +5,7 @@ use std::{
     process::{Child, Command},
 };
 
-use crate::support::{program, tiny_chat};
+use crate::support::{path_text, program, tiny_chat};
 
 /// Starts the program and waits until its stderr has a line with these words.
 fn started(args: &[&str], words: &str) -> Child {
@@ -37,6 +37,21 @@ fn ctrl_c_ends_the_program_with_130() {
     let mut bench = started(&many, "random weights");
     interrupt(&bench);
     assert_eq!(bench.wait().unwrap().code(), Some(130));
+}
+
+#[test]
+fn ctrl_c_leaves_the_trace_of_what_ran() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("trace.json");
+    let (model, text) = (tiny_chat(), path_text(&path));
+    let mut chat = started(&["chat", "-m", &model, "--trace", &text], "ready");
+    let input = chat.stdin.take();
+    interrupt(&chat);
+    assert_eq!(chat.wait().unwrap().code(), Some(130));
+    drop(input);
+    let trace: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    assert!(events.iter().any(|event| event["name"] == "load_model"), "{trace}");
 }
 
 #[test]

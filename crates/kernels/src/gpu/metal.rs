@@ -20,6 +20,8 @@ pub(super) unsafe fn launch(device: &MetalDevice, launch: &Launch<'_>) -> Result
         bail!("{name}: this GPU runs it with at most {most} threads per group, not {}", launch.threads);
     }
     let commands = device.command_encoder()?;
+    #[cfg(feature = "metal-labels")]
+    let _named = commands.debug_group(launch.kernel.name);
     let encoder = commands.as_ref();
     encoder.set_compute_pipeline_state(&pipeline);
     for (index, argument) in launch.arguments.iter().enumerate() {

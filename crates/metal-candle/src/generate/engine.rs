@@ -17,6 +17,7 @@ use crate::{
     lora::ActiveAdapter,
     model::{LogitsFor, SequenceInput, rope::RopeSpec},
     text::Detokenizer,
+    trace,
 };
 
 /// Limits of an [`Engine`].
@@ -99,7 +100,9 @@ impl Engine {
 
     /// Takes a request; it runs with the next steps.
     pub fn submit(&mut self, request: &Request) -> Result<RequestId> {
+        let tokenizer = trace::host_span("tokenizer");
         let tokens = self.language_model.prompt_tokens(&request.prompt)?;
+        drop(tokenizer);
         let spec = self.language_model.model().spec();
         let (context, vocab_size) = (spec.max_positions, spec.vocab_size);
         if tokens.is_empty() {
@@ -163,6 +166,7 @@ impl Engine {
         if self.running.is_empty() {
             return Ok(Vec::new());
         }
+        let _step = trace::span("engine_step", self.language_model.model().device());
         for sequence in &mut self.running {
             self.language_model.model().restart_if_outgrown(&mut sequence.cache, sequence.tokens.len())?;
         }
@@ -192,7 +196,9 @@ impl Engine {
         let mut events = Vec::with_capacity(indices.len());
         let mut ended = Vec::new();
         for (row, &index) in indices.iter().enumerate() {
+            let copy = trace::host_span("logits_to_host");
             let mut logits = logits.get(row)?.to_vec1::<f32>()?;
+            drop(copy);
             let sequence = &mut self.running[index];
             let outcome = sequence.next_token(&mut logits, &self.language_model);
             if !matches!(&outcome, Ok(token) if token.finish.is_none()) {
@@ -265,7 +271,10 @@ fn plan(running: &[Sequence], max_rows: usize) -> Vec<usize> {
 
 impl Sequence {
     fn next_token(&mut self, logits: &mut [f32], language_model: &LanguageModel) -> Result<StreamToken> {
+        let sampling = trace::host_span("sampling");
         let sampled = self.sampler.sample(logits, &self.history).map_err(GenerateError::from)?;
+        drop(sampling);
+        let _detokenizer = trace::host_span("detokenizer");
         self.tokens.push(sampled.id);
         self.history.push(sampled.id);
         let mut token = StreamToken {

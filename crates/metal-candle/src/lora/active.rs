@@ -6,6 +6,7 @@ use candle_core::{DType, Tensor};
 use metal_candle_kernels::{
     linear::Projection,
     lora::{LoraAdapter, LoraSegment, dora_norm, lora_in_place},
+    trace,
 };
 
 use super::{Adapter, AdapterLayer, LoraError, Part};
@@ -146,6 +147,7 @@ impl ActiveLayer {
         let Some(dora) = &self.dora else { return lora_in_place(x, y, &[segment]) };
         let sum = dora.without_bias(y, projection)?;
         lora_in_place(x, &sum, &[segment])?;
+        trace::launched(1);
         y.slice_set(&dora.scaled(&sum, projection)?, 0, 0)
     }
 }
@@ -153,6 +155,7 @@ impl ActiveLayer {
 impl ActiveDora {
     /// A product of its own, without its bias.
     pub(crate) fn without_bias(&self, y: &Tensor, projection: &Projection) -> candle_core::Result<Tensor> {
+        trace::launched(1);
         match &projection.bias {
             Some(bias) => y.broadcast_sub(&bias.to_dtype(y.dtype())?),
             None => y.copy(),
@@ -161,6 +164,8 @@ impl ActiveDora {
 
     /// `m / norm ⊙ x`
     pub(crate) fn scale_only(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        // A quotient and a product; half precision is widened and narrowed.
+        trace::launched(if x.dtype() == DType::F32 { 2 } else { 4 });
         let scale = self.magnitude.to_dtype(DType::F32)?.div(&self.norm)?.to_dtype(x.dtype())?;
         x.broadcast_mul(&scale)
     }
@@ -168,6 +173,7 @@ impl ActiveDora {
     /// `m / norm ⊙ sum + bias`
     pub(crate) fn scaled(&self, sum: &Tensor, projection: &Projection) -> candle_core::Result<Tensor> {
         let scaled = self.scale_only(sum)?;
+        trace::launched(u64::from(projection.bias.is_some()));
         match &projection.bias {
             Some(bias) => scaled.broadcast_add(&bias.to_dtype(sum.dtype())?),
             None => Ok(scaled),

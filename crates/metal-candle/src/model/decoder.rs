@@ -9,6 +9,7 @@ use metal_candle_kernels::{
     linear::{Projection, linear},
     rms_norm::{RmsNorm, add_rms_norm, rms_norm, rms_norm_add},
     rope::{Pairs, Rotation},
+    trace,
 };
 
 use super::{
@@ -174,6 +175,7 @@ impl Model {
                 Ok(Tensor::zeros((0, self.spec.vocab_size), DType::F32, &self.device)?)
             }
             Selection::Some(rows) => {
+                trace::launched(1);
                 let rows = Tensor::new(rows, &self.device)?;
                 self.logits(&hidden.index_select(&rows, 0)?)
             }
@@ -184,6 +186,8 @@ impl Model {
     /// norm, `[rows, hidden]`. The caches are longer afterwards.
     pub fn forward_hidden(&self, batch: &mut [SequenceInput<'_>]) -> Result<Tensor, ModelError> {
         self.check(batch)?;
+        let _forward = trace::span("forward", &self.device);
+        trace::sample(&self.device);
         let tokens: Vec<u32> = batch.iter().flat_map(|sequence| sequence.tokens).copied().collect();
         let rotations = self.rotations(batch)?;
         let adapters = AdaptedRows::of(batch);
@@ -193,6 +197,7 @@ impl Model {
             None => stream.clone(),
         };
         for (layer, block) in self.blocks.iter().enumerate() {
+            let _layer = trace::span("layer", &self.device).at(layer);
             let adapters = adapters.block(layer);
             let delta = block.attention.forward(&normed, layer, batch, &rotations, &adapters)?;
             let (after, next) = (block.after_attention.as_ref(), block.before_mlp.as_ref());
@@ -213,11 +218,15 @@ impl Model {
 
     /// `hidden [rows, hidden] → [rows, vocab]` in f32.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor, ModelError> {
+        let _head = trace::span("head", &self.device);
+        trace::launched(u64::from(hidden.dtype() != DType::F32));
         let mut logits = linear(hidden, &self.head)?.to_dtype(DType::F32)?;
         if self.spec.head.scale != 1.0 {
+            trace::launched(1);
             logits = (logits * f64::from(self.spec.head.scale))?;
         }
         if let Some(cap) = self.spec.head.soft_cap {
+            trace::launched(3);
             logits = ((logits / f64::from(cap))?.tanh()? * f64::from(cap))?;
         }
         Ok(logits)
@@ -249,6 +258,7 @@ impl Model {
                 (stream.clone(), stream)
             }
             (None, None) => {
+                trace::launched(2);
                 let stream = (stream + (delta * f64::from(scale))?)?;
                 (stream.clone(), stream)
             }

@@ -11,6 +11,7 @@ use metal_candle_kernels::{
     linear::{Activation, Projection, gated_linear, linear, linear_many},
     rms_norm::{RmsNorm, rms_norm},
     rope::{Rotation, rope},
+    trace,
 };
 
 use super::{
@@ -95,6 +96,7 @@ impl Attention {
         rotations: &[Rotation],
         adapters: &[(Range<usize>, &BlockAdapter)],
     ) -> candle_core::Result<Tensor> {
+        let _attention = trace::span("attention_half", x.device());
         let count = x.dim(0)?;
         let AttentionSpec { heads, kv_heads, head_dim, .. } = self.spec;
         let [queries, keys, values] = linear_many(x, [&self.queries, &self.keys, &self.values])?;
@@ -195,6 +197,7 @@ impl Mlp {
         x: &Tensor,
         adapters: &[(Range<usize>, &BlockAdapter)],
     ) -> candle_core::Result<Tensor> {
+        let _mlp = trace::span("mlp_half", x.device());
         let is_changed = |part| adapters.iter().any(|(_, adapter)| adapter.layer(part).is_some());
         let middle = if is_changed(Part::Gate) || is_changed(Part::Up) {
             let [gate, up] = linear_many(x, [&self.gate, &self.up])?;

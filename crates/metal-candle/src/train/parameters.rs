@@ -5,6 +5,7 @@
 use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
+use metal_candle_kernels::trace;
 
 use super::TrainError;
 
@@ -187,6 +188,7 @@ impl Parameters {
     /// Brings the values to where the model reads them.
     pub(crate) fn publish(&self) -> Result<(), TrainError> {
         if let Some(narrow) = &self.narrow {
+            trace::launched(2);
             narrow.slice_set(&self.state.get(0)?.to_dtype(narrow.dtype())?, 0, 0)?;
         }
         Ok(())

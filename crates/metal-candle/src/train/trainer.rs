@@ -7,6 +7,7 @@ use metal_candle_kernels::{
     cross_entropy::LossParams,
     lora::LoraAdapter,
     optimizer::{self, Clip, Step},
+    trace,
 };
 
 use super::{
@@ -208,6 +209,7 @@ impl Trainer {
     /// Adds the gradients of a batch's summed loss. `draw` names the random numbers of dropout: the same draw gives the
     /// same gradients.
     pub fn accumulate(&mut self, rows: &Rows<'_>, draw: u64) -> Result<BatchLoss, TrainError> {
+        let _accumulate = trace::span("accumulate", self.model.device());
         let mut tables = std::mem::take(&mut self.tables);
         let found = self.walk(Some(draw)).accumulate(rows, &mut tables, &self.gradients);
         self.tables = tables;
@@ -225,7 +227,10 @@ impl Trainer {
     /// Moves the parameters along the gradients since the last update, which are then forgotten. A gradient that is not
     /// finite changes nothing: the caller sees its norm.
     pub fn update(&mut self, update: &Update) -> Result<Updated, TrainError> {
+        let _optimizer = trace::span("optimizer", self.model.device());
+        trace::sample(self.model.device());
         let summed = self.parameters.gradient();
+        trace::launched(1);
         let gradient = (summed * (1.0 / update.targets.max(1) as f64))?;
         let norm = optimizer::norm(&gradient)?;
         let gradient_norm = norm.to_vec1::<f32>()?[0];

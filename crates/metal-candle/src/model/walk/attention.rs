@@ -6,6 +6,7 @@ use metal_candle_kernels::{
     linear::{linear, linear_many},
     rms_norm::{RmsNorm, rms_norm_backward},
     rope::rope_backward,
+    trace,
 };
 
 use super::{
@@ -42,6 +43,7 @@ pub(super) fn forward(
     adapter: Option<&BlockAdapter>,
     shared: &Shared<'_>,
 ) -> Result<(Tensor, SavedAttention)> {
+    let _half = trace::span("attention_half", x.device());
     let count = x.dim(0)?;
     let spec = &attention.spec;
     let part = |part| PartOf::new(part, layer, attention.projection(part), adapter);
@@ -88,6 +90,7 @@ pub(super) fn back(
     shared: &Shared<'_>,
     gradients: &BlockGradients,
 ) -> Result<Option<Tensor>> {
+    let _half = trace::span("attention_half_backward", x.device());
     let count = x.dim(0)?;
     let spec = &attention.spec;
     let part = |part| PartOf::new(part, layer, attention.projection(part), adapter);

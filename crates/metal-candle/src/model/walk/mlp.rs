@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 use metal_candle_kernels::{
     gated::{gated, gated_backward_in_place},
     linear::{linear, linear_many},
+    trace,
 };
 
 use super::{
@@ -31,6 +32,7 @@ pub(super) fn forward(
     adapter: Option<&BlockAdapter>,
     shared: &Shared<'_>,
 ) -> Result<(Tensor, SavedMlp)> {
+    let _half = trace::span("mlp_half", x.device());
     let (middle, mut saved) = forward_inner(mlp, x, layer, adapter, shared)?;
     let down = PartOf::new(Part::Down, layer, &mlp.down, adapter);
     let y = linear(&middle, &mlp.down)?;
@@ -65,6 +67,7 @@ pub(super) fn back(
     shared: &Shared<'_>,
     gradients: &PartGradients,
 ) -> Result<Tensor> {
+    let _half = trace::span("mlp_half_backward", x.device());
     let part = |part| PartOf::new(part, layer, mlp.projection(part), adapter);
     let SavedMlp { gate, up, input_parts, down_part } = saved;
     // Only a trained product asks for its input.

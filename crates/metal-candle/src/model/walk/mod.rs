@@ -18,6 +18,7 @@ use metal_candle_kernels::{
     embedding::{embedding, embedding_backward},
     rms_norm::{ResidualGradient, RmsNorm, rms_norm, rms_norm_backward, rms_norm_weight_backward},
     rope::Rotation,
+    trace,
 };
 
 use self::{attention::SavedAttention, mlp::SavedMlp};
@@ -193,6 +194,7 @@ impl Walk<'_> {
         save: &mut dyn FnMut(usize, &Tensor, SavedBlock) -> Result<(), ModelError>,
     ) -> Result<(Tensor, Tensor), ModelError> {
         let model = self.model;
+        let _forward = trace::span("forward", &model.device);
         let mut stream = embedding(&model.embedding, rows.tokens, model.embedding_scale, model.compute)?;
         let mut normed =
             normed(&stream, model.blocks.first().and_then(|block| block.before_attention.as_ref()))?;
@@ -213,6 +215,7 @@ impl Walk<'_> {
         shared: &Shared<'_>,
     ) -> Result<(Tensor, Tensor, SavedBlock), ModelError> {
         let model = self.model;
+        let _layer = trace::span("layer", &model.device).at(layer);
         let (block, adapter) = (&model.blocks[layer], self.block_adapter(layer));
         let (delta, attention) = attention::forward(&block.attention, normed, layer, adapter, shared)?;
         let attention_delta = block.after_attention.is_some().then(|| delta.clone());
@@ -233,6 +236,7 @@ impl Walk<'_> {
     /// What a block left, computed again from its input: everything but its last product.
     fn again(&self, layer: usize, input: Tensor, shared: &Shared<'_>) -> Result<SavedBlock, ModelError> {
         let model = self.model;
+        let _layer = trace::span("layer_again", &model.device).at(layer);
         let (block, adapter) = (&model.blocks[layer], self.block_adapter(layer));
         let x = normed(&input, block.before_attention.as_ref())?;
         let (delta, attention) = attention::forward(&block.attention, &x, layer, adapter, shared)?;
@@ -259,6 +263,7 @@ impl Walk<'_> {
         shared: &Shared<'_>,
         gradients: &BlockGradients,
     ) -> Result<Option<Tensor>, ModelError> {
+        let _layer = trace::span("layer_backward", &self.model.device).at(layer);
         let (block, adapter) = (&self.model.blocks[layer], self.block_adapter(layer));
         let Block { before_attention, after_attention, before_mlp, after_mlp, .. } = block;
         let scale = shared.residual_scale;
@@ -338,7 +343,10 @@ fn delta_back(
             rms_norm_backward(&delta, norm, d_stream, Some(ResidualGradient { past: None, scale }))
         }
         _ if scale == 1.0 => Ok(d_stream.clone()),
-        _ => d_stream * f64::from(scale),
+        _ => {
+            trace::launched(1);
+            d_stream * f64::from(scale)
+        }
     }
 }
 
@@ -380,6 +388,7 @@ fn add_norm_gradient(
 ) -> candle_core::Result<()> {
     let Some(sum) = sum else { return Ok(()) };
     let found = rms_norm_weight_backward(x, norm, dy)?;
+    trace::launched(u64::from(scale != 1.0));
     accumulate(sum, &if scale == 1.0 { found } else { (found * f64::from(scale))? })
 }
 

@@ -14,6 +14,7 @@ use metal_candle_kernels::{
         lora_backward_together, lora_down, lora_down_together, lora_in_place, lora_up_in_place,
         lora_up_together,
     },
+    trace,
 };
 
 use super::Shared;
@@ -188,6 +189,7 @@ impl<'a> PartOf<'a> {
             Some(dora) => {
                 let sum = dora.without_bias(y, self.projection)?;
                 lora_up_in_place(&projected, &sum, &active.lora)?;
+                trace::launched(1);
                 y.slice_set(&dora.scaled(&sum, self.projection)?, 0, 0)?;
                 Some(sum)
             }
@@ -218,6 +220,8 @@ impl<'a> PartOf<'a> {
         let scaled = match (&active.dora, &saved.sum) {
             (Some(dora), Some(sum)) => {
                 if let Some(of_magnitude) = lora_sums.and_then(|sums| sums.magnitude.as_ref()) {
+                    // Half precision is widened first.
+                    trace::launched(if dy.dtype() == DType::F32 { 3 } else { 5 });
                     let along = (dy.to_dtype(DType::F32)? * sum.to_dtype(DType::F32)?)?.sum(0)?;
                     accumulate(of_magnitude, &along.div(&dora.norm)?)?;
                 }
@@ -288,5 +292,6 @@ impl<'a> PartOf<'a> {
 fn through(dy: &Tensor, lora: &LoraAdapter) -> Result<Tensor> {
     let down = Projection { weight: lora.a.clone(), bias: None };
     let up = Projection { weight: lora.b.clone(), bias: None };
+    trace::launched(1);
     linear_backward(&(linear_backward(dy, &up)? * f64::from(lora.scale))?, &down)
 }

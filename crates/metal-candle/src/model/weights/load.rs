@@ -26,6 +26,7 @@ pub(super) fn load(
     dtype: Option<DType>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Weights, WeightsError> {
+    let _loading = crate::trace::host_span("load_weights");
     refuse_unsupported(checkpoint, dtype)?;
     let mut progress = Progress { done: 0, total: checkpoint.total_bytes(), report: progress };
     let mut loaded = Vec::with_capacity(checkpoint.tensors.len());

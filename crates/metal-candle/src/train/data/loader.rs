@@ -15,6 +15,7 @@ use crate::{
     data::{DataError, Encoder, Example, Record},
     fingerprint::fingerprint,
     random::{seeded, shuffle},
+    trace,
 };
 
 /// [`Batching::Concatenated`] looks at no other examples; it reads as many at once so that threads have work.
@@ -323,7 +324,9 @@ impl Iterator for Loader {
         if self.failed {
             return None;
         }
+        let making = trace::host_span("batch");
         let batch = self.advance();
+        drop(making);
         self.failed = batch.is_err();
         batch.transpose()
     }

@@ -34,7 +34,7 @@ use super::{
         TrainEvent,
     },
 };
-use crate::{LanguageModel, Result, data::Encoder, device};
+use crate::{LanguageModel, Result, data::Encoder, device, trace};
 
 /// A training run.
 #[derive(Debug)]
@@ -211,6 +211,8 @@ impl Run {
     /// Accumulates the batches of one step and updates.
     fn step(&mut self) -> Result<Step, Halt> {
         let began = Instant::now();
+        let _step =
+            trace::span("train_step", self.language_model.model().device()).at(self.state.step as usize + 1);
         let (mut sum, mut targets, mut tokens) = (0.0, 0, 0);
         let mut lines = Vec::new();
         let mut last = None;
@@ -259,6 +261,7 @@ impl Run {
     }
 
     fn next_batch(&mut self) -> Result<Batch> {
+        let _wait = trace::host_span("wait_for_batch");
         self.batches.next().unwrap_or_else(|| {
             // A loader without a number of epochs has no end but an error, which came before.
             let path = self.files.train.path().display().to_string();
@@ -274,6 +277,7 @@ impl Run {
         }
         self.state.measured = Some(step);
         let Some(file) = self.files.valid.clone() else { return Ok(false) };
+        let _evaluation = trace::span("evaluation", self.language_model.model().device());
         let loss = self.loss_on(&file, self.config.evaluation.batches)?;
         let best = self.state.best.is_none_or(|best| loss < best.loss);
         if best {
@@ -320,6 +324,7 @@ impl Run {
     }
 
     fn save(&mut self, told: &mut Told<'_>) -> Result<PathBuf> {
+        let _checkpoint = trace::host_span("checkpoint").at(self.state.step as usize);
         let path = self.checkpoints.save(&self.trainer, &self.state, &|folder| self.write_result(folder))?;
         self.saved = Some(self.state.step);
         let event = Checkpoint { step: self.state.step, path: path.display().to_string() };
