@@ -77,7 +77,7 @@ class Program:
     beside: str = ""
 
 
-def inference_programs(device):
+def inference_programs(device, slow):
     programs = []
     for dtype in ["bf16", "f32"] if device == "cpu" else ["bf16"]:
         ours = f"metal-candle {dtype}"
@@ -88,16 +88,16 @@ def inference_programs(device):
 
         add("llama.cpp", "llama.cpp", "llama.py")
         add("PyTorch", "PyTorch", "torch_models.py")
-        if device != "metal":
+        if device == "cuda" or slow:
             add("PyTorch compiled", "PyTorch", "torch_models.py", "compiled")
-        # Both widen bf16 matrices whole, or multiply them one by one, on a CPU: nobody would use them so.
-        if device != "cpu" or dtype == "f32":
+        # On a CPU both have no product of bf16 matrices to speak of.
+        if device != "cpu" or dtype == "f32" or slow:
             add("MLX", "MLX", "mlx_models.py")
             add("candle", "candle", "plain-candle")
     return programs
 
 
-def training_programs(device, case):
+def training_programs(device, case, slow):
     dtype = "f32" if device == "cpu" else "bf16"
     programs = [Program("metal-candle")]
 
@@ -106,7 +106,7 @@ def training_programs(device, case):
         programs.append(Program(f"{name} {dtype}", peer, worker, job, needs_gb, beside="metal-candle"))
 
     add("PyTorch + PEFT", "PyTorch", "torch_models.py", needs_gb=6)
-    if device != "metal":
+    if device == "cuda" or slow:
         add("PyTorch + PEFT compiled", "PyTorch", "torch_models.py", "compiled", needs_gb=6)
     if device == "cuda":
         add("PyTorch compiled, without libraries", "PyTorch", "torch_plain.py", "compiled")

@@ -57,6 +57,7 @@ def arguments():
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", results.REPOSITORY / "target")) / "release"
     parser.add_argument("--program", type=pathlib.Path, default=target / "metal-candle")
     parser.add_argument("--op-speed", type=pathlib.Path, default=target / "examples" / "op_speed")
+    parser.add_argument("--slow", action="store_true", help="on a CPU also what takes minutes each round: PyTorch compiled; MLX and candle in bf16")
     parser.add_argument("--budget", type=float, default=6 * 3600.0, help="seconds for everything; what is not over by then is left out")
     parser.add_argument("--json", type=pathlib.Path, help="write everything measured to this file")
     parser.add_argument("--append", action="store_true", help="add to what the file of --json holds already")
@@ -92,8 +93,9 @@ def named_path(text):
 class Suite:
     def __init__(self, options, places):
         self.options, self.places = options, places
-        self.deadline = time.monotonic() + options.budget
-        self.results, self.workers = results.Results(options), {}
+        self.deadline, self.failed = time.monotonic() + options.budget, False
+        # Compiling again for every round would take most of the time on a GPU; on a CPU two would not fit the memory.
+        self.results, self.workers, self.kept = results.Results(options), {}, options.device == "cuda"
         self.variables = os.environ | {f"{name}_NUM_THREADS": str(options.threads) for name in THREAD_VARIABLES}
         self.variables |= {"VECLIB_MAXIMUM_THREADS": str(options.threads), "METAL_CANDLE_THREADS": str(options.threads)}
 
@@ -109,6 +111,8 @@ class Suite:
         self.results.save()
         print()
         results.print_report(self.results.whole)
+        if self.failed:
+            sys.exit("metal-candle itself was left out of something, see above")
 
     # The groups.
 
@@ -118,7 +122,7 @@ class Suite:
         for part, key in (("prefill", "prompt"), ("decode", "tokens")):
             if part not in options.only:
                 work[key] = 0
-        programs = self.chosen(comparisons.inference_programs(options.device))
+        programs = self.chosen(comparisons.inference_programs(options.device, options.slow))
         rows = self.interleaved("inference", programs, work)
         shape = f"{options.shape}, {options.device}"
         context = {"prefill": f"{options.prompt} tokens", "decode": f"{options.tokens} tokens from an empty context"}
@@ -136,7 +140,7 @@ class Suite:
         # Compiled programs compile twice, and take a few steps until they have settled on a GPU.
         warm_up = 2 if options.device == "cpu" else 4
         work = {"work": "train", "batch": batch, "seq": seq, "warm_up": warm_up}
-        programs = self.chosen(comparisons.training_programs(options.device, case))
+        programs = self.chosen(comparisons.training_programs(options.device, case, options.slow))
         rows = self.interleaved(f"train {case}", programs, work)
         shape = f"{options.shape}, {options.device}, {case.replace('x', ' x ')} tokens, LoRA rank 8 on q_proj and v_proj"
         self.results.compare(rows, programs, "train", shape, "train", "tok/s", "higher")
@@ -167,17 +171,19 @@ class Suite:
 
     def interleaved(self, group, programs, work):
         """One row for each round: what each program measured."""
-        rows, gone = [], set()
+        rows, gone, ours = [], set(), {program.name for program in programs if program.peer is None}
         for number in range(self.options.rounds):
             row = {}
             # Whoever is first in one round is last in the next: a drift of the machine hits all alike.
             for program in programs if number % 2 == 0 else reversed(programs):
-                if program.name not in gone:
+                # Without ours there is nothing to compare with.
+                if program.name not in gone and not ours <= gone:
                     began = time.monotonic()
                     try:
                         row[program.name] = self.measure(group, program, work)
                     except (environments.Missing, processes.Failed) as error:
                         gone.add(program.name)
+                        self.failed |= program.peer is None
                         self.results.leave_out(group, program.name, str(error), program.peer)
                         continue
                     self.say(group, number, program.name, row[program.name], time.monotonic() - began)
@@ -194,17 +200,15 @@ class Suite:
         free = processes.available_gb() if self.options.device == "cpu" else None
         if program.needs_gb and free is not None and free < program.needs_gb and self.options.shape != "tiny":
             raise processes.Failed(f"{free:.0f} GB of memory are free, it takes {program.needs_gb:.0f}; end other programs first")
-        # Compiling again for every round would take most of the time on a GPU; on a CPU two would not fit the memory.
-        kept = self.options.device == "cuda"
         worker = self.workers.get(program.name) or self.start(program, work)
-        if kept:
+        if self.kept:
             self.workers[program.name] = worker
         try:
             result = worker.measure({}, self.deadline)
         except processes.Failed:
             self.workers.pop(program.name, None)
             raise
-        if not kept:
+        if not self.kept:
             worker.stop()
         self.results.found(group, program.name, program.peer, worker.about["version"])
         return result
@@ -219,7 +223,12 @@ class Suite:
         job |= {"config": comparisons.QWEN2 | comparisons.SHAPES[options.shape], "folder": str(options.peers_dir / "models")}
         job |= {"repetitions": options.repetitions, "seconds": options.seconds, **work, **program.job}
         variables = self.variables | self.places.variables(program.peer)
-        return processes.Worker(command, job, variables, self.deadline, options.device == "cuda")
+        try:
+            return processes.Worker(command, job, variables, self.deadline, options.device == "cuda")
+        except processes.Failed as error:
+            if "ModuleNotFoundError" in str(error):
+                raise environments.Missing(f"{error}; {self.places.remedy(program.peer)}") from error
+            raise
 
     def measure_ours(self, program, work):
         options = self.options
