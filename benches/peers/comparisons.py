@@ -107,7 +107,8 @@ def training_programs(device, case, slow):
 
     add("PyTorch + PEFT", "PyTorch", "torch_models.py", needs_gb=6)
     if device == "cuda" or slow:
-        add("PyTorch + PEFT compiled", "PyTorch", "torch_models.py", "compiled", needs_gb=6)
+        # It compiles twice.
+        add("PyTorch + PEFT compiled", "PyTorch", "torch_models.py", "compiled", needs_gb=6, **{"warm_up": 2} if device == "cpu" else {})
     if device == "cuda":
         add("PyTorch compiled, without libraries", "PyTorch", "torch_plain.py", "compiled")
     # Without checkpoints its larger cases do not fit a GPU.

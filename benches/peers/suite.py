@@ -137,8 +137,8 @@ class Suite:
     def measure_training(self, case):
         options = self.options
         batch, seq = (int(number) for number in case.split("x"))
-        # Compiled programs compile twice, and take a few steps until they have settled on a GPU.
-        warm_up = 2 if options.device == "cpu" else 4
+        # Until a GPU has settled.
+        warm_up = 1 if options.device == "cpu" else 4
         work = {"work": "train", "batch": batch, "seq": seq, "warm_up": warm_up}
         programs = self.chosen(comparisons.training_programs(options.device, case, options.slow))
         rows = self.interleaved(f"train {case}", programs, work)
@@ -165,7 +165,9 @@ class Suite:
         self.results.compare(rows, programs, what, shape, key, unit, "lower")
 
     def chosen(self, programs):
-        return [program for program in programs if program.peer is None or program.peer in self.options.peers]
+        """Those of the peers that were asked for, and of ours those that one of them stands beside."""
+        others = [program for program in programs if program.peer in self.options.peers]
+        return [program for program in programs if program in others or program.name in {other.beside for other in others}]
 
     # Rounds.
 
