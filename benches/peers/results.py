@@ -153,16 +153,22 @@ def table_row(entry):
     ratios = [pair[0] / pair[1] for pair in entry["pairs"]]
     ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} – {max(ratios):.2f})"
     names = f"{entry['comparison']} | {entry['shape']} | {entry['ours']} | {entry['peer']}"
-    return f"| {names} | {number(ours)} {entry['unit']} | {number(peer)} {entry['unit']} | {ratio} | {verdict(entry, statistics.median(ratios))} |"
+    return f"| {names} | {number(ours)} {entry['unit']} | {number(peer)} {entry['unit']} | {ratio} | {verdict(entry, ratios)} |"
 
 
 def number(value):
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.3f}"
 
 
-def verdict(entry, ratio):
+def verdict(entry, ratios):
+    """What the rounds say of the bar; by the median where they do not agree."""
     if entry["bar"] is None:
         return "–"
     higher = entry["better"] == "higher"
-    holds = ratio >= entry["bar"] if higher else ratio <= entry["bar"]
-    return f"{'≥' if higher else '≤'} {entry['bar']}: {'holds' if holds else '**missed**'}"
+
+    def holds(ratio):
+        return ratio >= entry["bar"] if higher else ratio <= entry["bar"]
+
+    word = "holds" if holds(statistics.median(ratios)) else "**missed**"
+    agreed = len({holds(ratio) for ratio in ratios}) == 1
+    return f"{'≥' if higher else '≤'} {entry['bar']}: {word}{'' if agreed else ' by the median'}"

@@ -44,9 +44,10 @@ class Comparing(unittest.TestCase):
 
     def test_the_bar_of_less_is_an_upper_one(self):
         entry = {"bar": 0.45, "better": "lower"}
-        self.assertIn("holds", results.verdict(entry, 0.44))
-        self.assertIn("missed", results.verdict(entry, 0.46))
-        self.assertIn("missed", results.verdict(entry | {"better": "higher"}, 0.44))
+        self.assertEqual(results.verdict(entry, [0.44, 0.4]), "≤ 0.45: holds")
+        self.assertEqual(results.verdict(entry, [0.46, 0.5]), "≤ 0.45: **missed**")
+        self.assertEqual(results.verdict(entry, [0.44, 0.5, 0.4]), "≤ 0.45: holds by the median")
+        self.assertEqual(results.verdict(entry | {"better": "higher"}, [0.44]), "≥ 0.45: **missed**")
 
 
 class Appending(unittest.TestCase):
