@@ -10,7 +10,7 @@ use crate::{random, report};
 /// One causal sequence of so many rows, with the heads of qwen2.5-0.5b.
 pub(crate) fn attention() -> Result<()> {
     let (heads, groups, head_dim) = (14, 2, 64);
-    for rows in [512, 2048] {
+    for rows in [512, 1024, 2048] {
         let [queries, d_out] = [random((rows, heads, head_dim))?, random((rows, heads, head_dim))?];
         let [keys, values] = [random((rows, groups, head_dim))?, random((rows, groups, head_dim))?];
         let params = AttentionParams { scale: 0.125, soft_cap: None, window: None };

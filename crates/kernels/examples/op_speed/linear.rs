@@ -5,9 +5,15 @@ use metal_candle_kernels::linear::{self, Projection};
 
 use crate::{random, report};
 
-/// Rows, inputs, outputs of dense layers: those of qwen2.5-0.5b.
-const LINEAR: [(usize, usize, usize); 5] =
-    [(512, 896, 896), (512, 896, 128), (512, 896, 4864), (512, 4864, 896), (512, 896, 151_936)];
+/// Rows, inputs, outputs of dense layers: those of qwen2.5-0.5b, and a square.
+const LINEAR: [(usize, usize, usize); 6] = [
+    (512, 896, 896),
+    (512, 896, 128),
+    (512, 896, 4864),
+    (512, 4864, 896),
+    (512, 896, 151_936),
+    (1024, 1024, 1024),
+];
 
 pub(crate) fn linear() -> Result<()> {
     for (rows, inputs, outputs) in LINEAR {

@@ -1,4 +1,4 @@
-//! Times ops of this crate, forward and backward, as JSON lines for `benches/peers/ops.py`.
+//! Times ops of this crate, forward and backward, as JSON lines for `benches/peers/suite.py`.
 //!
 //! `cargo run --release -p metal-candle-kernels --example op_speed -- attention linear lora`
 #![allow(clippy::print_stdout, missing_docs)]

@@ -12,8 +12,8 @@ use metal_candle_kernels::{
 
 use crate::{random, report};
 
-/// Rows and columns of row-wise ops: the rows of earlier benchmarks, attention scores, MLP and hidden size.
-const ROWS: [(usize, usize); 4] = [(64, 1024), (512, 896), (512, 4864), (8192, 896)];
+/// Rows and columns of row-wise ops: the rows of earlier benchmarks, attention scores, a square, MLP and hidden size.
+const ROWS: [(usize, usize); 5] = [(64, 1024), (512, 896), (1024, 1024), (512, 4864), (8192, 896)];
 
 /// Forward and backward of an op on rows; the backward closure is also given the gradient.
 fn rows<T, U>(

@@ -1,35 +1,17 @@
-"""Our ops beside PyTorch's, one by one, interleaved; prints ratios.
-
-    python benches/peers/ops.py --program target/release/examples/op_speed linear
-
-The program is the example `op_speed` of crates/kernels. A ratio above one means that ours is faster.
-"""
-import argparse
-import json
-import statistics
-import subprocess
-import time
-
+"""Single ops in PyTorch, in f32: one request for each op, case and pass of the example `op_speed` of crates/kernels."""
+import protocol
 import torch
 
-parser = argparse.ArgumentParser()
-parser.add_argument("--program", required=True)
-parser.add_argument("--rounds", type=int, default=3)
-parser.add_argument("--threads", type=int, default=2)
-parser.add_argument("ops", nargs="+")
-options = parser.parse_args()
-torch.set_num_threads(options.threads)
+
+def main():
+    job = protocol.read_job()
+    torch.set_num_threads(job["threads"])
+    protocol.serve(measure, version=torch.__version__)
 
 
-def milliseconds(call):
-    """The time of a call that nobody disturbs, as op_speed takes it: a tenth of the calls are faster."""
-    call()
-    times, begin = [], time.perf_counter()
-    while len(times) < 5 or (time.perf_counter() - begin < 0.3 and len(times) < 1000):
-        start = time.perf_counter()
-        call()
-        times.append((time.perf_counter() - start) * 1e3)
-    return sorted(times)[len(times) // 10]
+def measure(request):
+    with torch.no_grad():
+        return {"ms": protocol.undisturbed_ms(OPS[request["op"]](request["case"], request["pass"]))}
 
 
 def attention(case, single):
@@ -186,27 +168,4 @@ def adamw(case, single):
 OPS = {op.__name__: op for op in (adamw, attention, cast, embedding, gated, layer_norm, linear, lm_head_loss, lora, rms_norm, rope, softmax, top_k)}
 
 
-ratios, ours, theirs = {}, {}, {}
-for number in range(options.rounds):
-    for op in options.ops:
-        time.sleep(0.5)  # PyTorch's threads watch for work for a while
-        command = [options.program, op]
-        lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
-        for line in map(json.loads, lines):
-            key = (op, line["case"], line["pass"])
-            with torch.no_grad():
-                peer = milliseconds(OPS[op](line["case"], line["pass"]))
-            ours.setdefault(key, []).append(line["ms"])
-            theirs.setdefault(key, []).append(peer)
-            ratios.setdefault(key, []).append(peer / line["ms"])
-
-# On a machine that others use too, the best rounds are the ones to compare.
-print("| op | case | pass | ms, best round | PyTorch f32, ms | ratio of these | ratio per round: median (min – max) |")
-print("|---|---|---|---|---|---|---|")
-for key, values in ratios.items():
-    op, case, single = key
-    best = [min(ours[key]), min(theirs[key])]
-    print(
-        f"| {op} | {case} | {single} | {best[0]:.4f} | {best[1]:.4f} | {best[1] / best[0]:.2f}"
-        f" | {statistics.median(values):.2f} ({min(values):.2f} – {max(values):.2f}) |"
-    )
+main()

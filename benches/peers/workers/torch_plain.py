@@ -1,33 +1,61 @@
-"""LoRA training steps of a Qwen2.5-0.5B shape in PyTorch alone, compiled, in bf16. Used by train_cuda.py.
-
-Needs nothing but torch: the model is written out here. Weights are random. One case per process: it compiles, warms up, then
-measures once for every line that it reads, and prints one JSON line each time.
+"""LoRA training steps of Qwen2 in PyTorch alone, compiled. Needs nothing but torch: the model is written out here, without what
+transformers and PEFT add for other models. Weights are random.
 
 B: sequences, S: tokens of each, H: heads, K: key/value heads, D: width of a head.
 """
-import argparse
-import json
-import sys
-import time
-
+import protocol
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-parser = argparse.ArgumentParser()
-parser.add_argument("--batch", type=int, required=True)
-parser.add_argument("--seq", type=int, required=True)
-parser.add_argument("--rank", type=int, default=8)
-parser.add_argument("--steps", type=int, default=8)
-parser.add_argument("--warm-up", type=int, default=4)
-parser.add_argument("--eager", action="store_true")
-parser.add_argument("--tiny", action="store_true", help="a small model on the CPU in f32, to try the script")
-options = parser.parse_args()
+JOB = protocol.read_job()
+CONFIG = JOB["config"]
+VOCABULARY, WIDTH, INNER = CONFIG["vocab_size"], CONFIG["hidden_size"], CONFIG["intermediate_size"]
+LAYERS, H, K = CONFIG["num_hidden_layers"], CONFIG["num_attention_heads"], CONFIG["num_key_value_heads"]
+D = WIDTH // H
+THETA, EPSILON = CONFIG["rope_theta"], CONFIG["rms_norm_eps"]
+DEVICE = {"metal": "mps"}.get(JOB["device"], JOB["device"])
+DTYPE = {"f32": torch.float32, "bf16": torch.bfloat16}[JOB["dtype"]]
 
-SHAPE, TINY = (151936, 896, 4864, 24, 14, 2, 64), (1000, 64, 128, 2, 4, 2, 16)
-VOCABULARY, WIDTH, INNER, LAYERS, H, K, D = TINY if options.tiny else SHAPE
-DEVICE, DTYPE = ("cpu", torch.float32) if options.tiny else ("cuda", torch.bfloat16)
-THETA, EPSILON = 1e6, 1e-6
+
+def main():
+    torch.set_num_threads(JOB["threads"])
+    training = Training()
+    for _ in range(JOB["warm_up"]):
+        training.step()
+    protocol.serve(training.measure, version=torch.__version__)
+
+
+class Training:
+    def __init__(self):
+        model = build()
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-4, fused=DEVICE == "cuda")
+        self.loss_of = torch.compile(model, dynamic=False, fullgraph=True) if JOB["mode"] == "compiled" else model
+        ids = protocol.token_ids(JOB["batch"] * (JOB["seq"] + 1), VOCABULARY)
+        tokens = torch.tensor(ids, device=DEVICE).reshape(JOB["batch"], -1)
+        self.ids, self.targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+    def measure(self, _):
+        # Between measurements the memory is given back, for what others measure on the same device.
+        if DEVICE == "cuda":
+            self.step()
+            torch.cuda.reset_peak_memory_stats()
+        seconds = protocol.repeated(JOB, self.step)
+        result = {"train": JOB["batch"] * JOB["seq"] / seconds, "ms": 1e3 * seconds}
+        if DEVICE == "cuda":
+            result["allocated_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            torch.cuda.empty_cache()
+        return result | {"trainable": sum(parameter.numel() for parameter in self.trained)}
+
+    def step(self):
+        loss = self.loss_of(self.ids, self.targets)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.item()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
 
 
 class Lora(nn.Module):
@@ -36,8 +64,8 @@ class Lora(nn.Module):
     def __init__(self, inputs, outputs):
         super().__init__()
         self.base = nn.Linear(inputs, outputs)
-        self.a = nn.Linear(inputs, options.rank, bias=False)
-        self.b = nn.Linear(options.rank, outputs, bias=False)
+        self.a = nn.Linear(inputs, JOB["rank"], bias=False)
+        self.b = nn.Linear(JOB["rank"], outputs, bias=False)
 
     def forward(self, x):
         return self.base(x) + 2.0 * self.b(self.a(x))
@@ -85,7 +113,7 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(VOCABULARY, WIDTH)
         self.blocks = nn.ModuleList(Block() for _ in range(LAYERS))
         self.norm = Norm()
-        angles = torch.arange(options.seq)[:, None] * THETA ** (-torch.arange(0, D, 2) / D)
+        angles = torch.arange(JOB["seq"])[:, None] * THETA ** (-torch.arange(0, D, 2) / D)
         angles = torch.cat([angles, angles], dim=-1)
         self.register_buffer("cos", angles.cos())
         self.register_buffer("sin", angles.sin())
@@ -112,44 +140,4 @@ def build():
     return model.train()
 
 
-def synchronize():
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-
-
-model = build()
-trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=DEVICE == "cuda")
-loss_of = model if options.eager else torch.compile(model, dynamic=False, fullgraph=True)
-tokens = torch.randint(0, VOCABULARY, (options.batch, options.seq + 1), device=DEVICE)
-ids, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-
-
-def step():
-    synchronize()
-    start = time.perf_counter()
-    loss = loss_of(ids, targets)
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    value = loss.item()
-    synchronize()
-    return time.perf_counter() - start, value
-
-
-def print_line(result):
-    print(json.dumps(result), flush=True)
-
-
-first = step()
-warm = [step() for _ in range(options.warm_up - 1)]
-if DEVICE == "cuda":
-    torch.cuda.reset_peak_memory_stats()
-trainable = sum(parameter.numel() for parameter in trained)
-print_line({"ready_after_first_step_s": first[0], "trainable": trainable, "loss": first[1], "torch": torch.__version__})
-for _ in sys.stdin:
-    runs = [step() for _ in range(options.steps)]
-    seconds = sorted(run[0] for run in runs)[len(runs) // 2]
-    peak = torch.cuda.max_memory_allocated() / 2**30 if DEVICE == "cuda" else None
-    count = options.batch * options.seq
-    print_line({"tok_s": count / seconds, "ms": 1e3 * seconds, "loss": runs[-1][1], "peak_allocated_gib": peak})
+main()
