@@ -15,6 +15,10 @@ class Failed(Exception):
     """A program that did not give a result: the end of what it said."""
 
 
+class OutOfTime(Failed):
+    """A program that was not over in time."""
+
+
 def run_once(command, variables, deadline, watch_device=False):
     """Runs a program to its end; returns what it printed, and the peak of its memory."""
     with Memory(watch_device) as memory, tempfile.TemporaryFile("w+") as complaints:
@@ -23,7 +27,7 @@ def run_once(command, variables, deadline, watch_device=False):
             printed = process.stdout.read()
             usage = wait(process)
         if process.returncode != 0:
-            raise Failed(end_of(complaints, process, deadline))
+            raise failure(complaints, process, deadline)
     return printed, {"peak_rss_mb": megabytes(usage), "device_gib": memory.peak_gib()}
 
 
@@ -62,7 +66,7 @@ class Worker:
                 self.process.kill()
             self.process.wait()
             self.memory.__exit__()
-            raise Failed(end_of(self.complaints, self.process, deadline))
+            raise failure(self.complaints, self.process, deadline)
         return json.loads(line)
 
     def stop(self):
@@ -88,12 +92,12 @@ def megabytes(usage):
     return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10) if usage else None
 
 
-def end_of(complaints, process, deadline):
+def failure(complaints, process, deadline):
     if time.monotonic() >= deadline:
-        return "no time left"
+        return OutOfTime("not over within the seconds of --budget; give more, or ask for less")
     complaints.seek(0)
     lines = [line.strip() for line in complaints.read().splitlines() if line.strip()]
-    return (lines or [f"ended with status {process.returncode}"])[-1][-400:]
+    return Failed((lines or [f"ended with status {process.returncode}"])[-1][-400:])
 
 
 class killed_at:

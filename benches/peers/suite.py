@@ -123,16 +123,16 @@ class Suite:
             if part not in options.only:
                 work[key] = 0
         programs = self.chosen(comparisons.inference_programs(options.device, options.slow))
-        rows = self.interleaved("inference", programs, work)
         shape = f"{options.shape}, {options.device}"
         context = {"prefill": f"{options.prompt} tokens", "decode": f"{options.tokens} tokens from an empty context"}
-        for part in ("prefill", "decode"):
-            if part in options.only:
-                measure = f"{shape}, {context[part]}", part, "tok/s", "higher"
-                self.results.compare(rows, programs, part, *measure)
-                self.results.add(rows, part, measure[0], ("metal-candle bf16", "metal-candle f32"), *measure[1:])
-        self.compare_memory(rows, programs, "memory of inference", f"{shape}, {options.prompt} tokens and {options.tokens}")
-        self.results.save()
+        for rows in self.interleaved("inference", programs, work):
+            for part in ("prefill", "decode"):
+                if part in options.only:
+                    measure = f"{shape}, {context[part]}", part, "tok/s", "higher"
+                    self.results.compare(rows, programs, part, *measure)
+                    self.results.add(rows, part, measure[0], ("metal-candle bf16", "metal-candle f32"), *measure[1:])
+            self.compare_memory(rows, programs, "memory of inference", f"{shape}, {options.prompt} tokens and {options.tokens}")
+            self.results.save()
 
     def measure_training(self, case):
         options = self.options
@@ -141,11 +141,11 @@ class Suite:
         warm_up = 1 if options.device == "cpu" else 4
         work = {"work": "train", "batch": batch, "seq": seq, "warm_up": warm_up}
         programs = self.chosen(comparisons.training_programs(options.device, case, options.slow))
-        rows = self.interleaved(f"train {case}", programs, work)
         shape = f"{options.shape}, {options.device}, {case.replace('x', ' x ')} tokens, LoRA rank 8 on q_proj and v_proj"
-        self.results.compare(rows, programs, "train", shape, "train", "tok/s", "higher")
-        self.compare_memory(rows, programs, "memory of training", shape)
-        self.results.save()
+        for rows in self.interleaved(f"train {case}", programs, work):
+            self.results.compare(rows, programs, "train", shape, "train", "tok/s", "higher")
+            self.compare_memory(rows, programs, "memory of training", shape)
+            self.results.save()
 
     def measure_ops(self):
         if self.options.device != "cpu":
@@ -172,7 +172,7 @@ class Suite:
     # Rounds.
 
     def interleaved(self, group, programs, work):
-        """One row for each round: what each program measured."""
+        """After each round: the rows of all rounds until then, each with what each program measured."""
         rows, gone, ours = [], set(), {program.name for program in programs if program.peer is None}
         for number in range(self.options.rounds):
             row = {}
@@ -185,17 +185,18 @@ class Suite:
                         row[program.name] = self.measure(group, program, work)
                     except (environments.Missing, processes.Failed) as error:
                         gone.add(program.name)
-                        self.failed |= program.peer is None
-                        self.results.leave_out(group, program.name, str(error), program.peer)
+                        self.failed |= program.peer is None and not isinstance(error, processes.OutOfTime)
+                        after = f" (after {number} rounds)" if number else ""
+                        self.results.leave_out(group, program.name, f"{error}{after}", program.peer)
                         continue
                     self.say(group, number, program.name, row[program.name], time.monotonic() - began)
             rows.append(row)
+            yield rows
         self.stop_workers()
-        return rows
 
     def measure(self, group, program, work):
         if time.monotonic() >= self.deadline:
-            raise processes.Failed(f"the {self.options.budget:.0f} seconds of --budget are over")
+            raise processes.OutOfTime("the seconds of --budget are over; give more, or ask for less")
         time.sleep(0.5)  # Threads of who was before watch for work for a while.
         if program.peer is None:
             return self.measure_ours(program, work)
