@@ -89,7 +89,8 @@ def settings(options):
     load = os.getloadavg() if hasattr(os, "getloadavg") else None
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": git.stdout.strip() or None,
+        # Where programs are carried to a machine, whoever carries them says of which commit they are.
+        "commit": os.environ.get("METAL_CANDLE_COMMIT") or git.stdout.strip() or None,
         "device": options.device,
         "threads": options.threads,
         "shape": options.shape,
