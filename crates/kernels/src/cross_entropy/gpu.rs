@@ -58,15 +58,17 @@ pub(super) fn run(
         has_gradient: wanted.is_some(),
     };
     let chunk = chunk_tokens(count, &job.weight, params)?;
-    let (mut losses, mut gradients, mut d_weight) = (Vec::new(), Vec::new(), None);
+    let (mut losses, mut d_weight) = (Vec::new(), None);
+    // Filled piece by piece: pieces joined in the end would be there twice.
+    let d_dense = wanted.is_some().then(|| dense.zeros_like()).transpose()?; // [C, D]
     for start in (0..count).step_by(chunk) {
         let length = chunk.min(count - start);
         let rows = dense.narrow(0, start, length)?;
         let logits = product(&rows, &job.weight.t()?)?; // [length, V]
         losses.push(take_losses(&job, &logits, &targets.narrow(0, start, length)?)?);
         // From here on, `logits` are gradients.
-        if wanted.is_some() {
-            gradients.push(product(&logits, &job.weight)?);
+        if let Some(d_dense) = &d_dense {
+            d_dense.slice_set(&product(&logits, &job.weight)?, 0, start)?;
         }
         if wanted == Some(HeadWeight::Trainable) {
             let part = product(&logits.t()?, &rows)?.to_dtype(DType::F32)?; // [V, D]
@@ -81,9 +83,9 @@ pub(super) fn run(
         }
     }
     let loss = Loss { losses: spread(losses, &counted.rows, tokens)?, count };
-    let gradients = match wanted {
-        Some(_) => {
-            let hidden = spread(gradients, &counted.rows, tokens)?;
+    let gradients = match d_dense {
+        Some(d_dense) => {
+            let hidden = spread(vec![d_dense], &counted.rows, tokens)?;
             Some(LossGradients { hidden, weight: d_weight })
         }
         None => None,
