@@ -111,7 +111,3 @@ static STATE: AtomicU64 = AtomicU64::new(0);
 const MARKS: u64 = 1;
 /// The first recording, in [`STATE`].
 const RECORDING: u64 = 2;
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests;

@@ -11,8 +11,11 @@ use crate::testing::{
 
 const GATES: [Gate; 2] = [Gate::Lora, Gate::LoraBackward];
 
-/// M, K, and N and r of each adapter: sizes that fill tiles and do not, more and higher ranks than the kernels are for.
-const SHAPES: [(usize, usize, &[(usize, usize)]); 6] = [
+/// M, K, and N and r of each adapter.
+type Shape = (usize, usize, &'static [(usize, usize)]);
+
+/// Sizes that fill tiles and do not, more and higher ranks than the kernels are for.
+const SHAPES: [Shape; 6] = [
     (1, 5, &[(3, 1)]),
     (9, 40, &[(64, 8), (16, 8)]),
     (37, 300, &[(24, 16), (8, 3), (40, 8)]),
