@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use metal_candle::device;
+use metal_candle_kernels::trace;
 use serde_json::{Map, Value, json};
 
 use crate::{Bench, Call, Row, counting};
@@ -33,10 +34,10 @@ pub fn append(file: &Path, row: &Row, call: &mut Call, bench: &Bench) -> Result<
 fn count(row: &Row, call: &mut Call, bench: &Bench) -> Result<Value> {
     call.prepare()?;
     let is_reset = reset_peak_resident();
-    let launches_before = launches();
+    let launches_before = trace::launches();
     let (allocated, ran) = counting::count(|| call.run().and_then(|()| bench.synchronize()));
     ran?;
-    let launches = launches().zip(launches_before).map(|(after, before)| after - before);
+    let launches = trace::launches() - launches_before;
     let resident = if is_reset { peak_resident() } else { None };
     let units: Map<String, Value> =
         row.work.units.iter().map(|&(unit, count)| (unit.to_owned(), count.into())).collect();
@@ -52,11 +53,6 @@ fn count(row: &Row, call: &mut Call, bench: &Bench) -> Result<Value> {
         "launches": launches,
         "units": units,
     }))
-}
-
-/// Launches of kernels by this process so far, where something counts them.
-fn launches() -> Option<u64> {
-    None
 }
 
 /// Makes the system forget the most that this process has had in memory; whether it did (Linux).
