@@ -21,7 +21,7 @@ NOTES = [
     "MLX on a Linux CPU: its wheel's matrix products go to OpenBLAS where the environment was made by --install-peers; its bf16 there, which has no BLAS, with --slow only.",
     "mlx-lm trains through its own `train`, with checkpoints where the case would not fit a GPU otherwise.",
     "candle: candle-transformers as it is, with gemm's AVX-512 kernels; LoRA through its tape.",
-    "Peak memory: what the system counts for the process; on CUDA what the driver counts, context included, above what was in use.",
+    "Peak memory: what the system counts for the process, of which some 20 MB are a floor; on CUDA what the driver counts, context included, above what was in use.",
 ]
 
 
@@ -59,11 +59,12 @@ class Results:
         self.whole["left_out"] = [*kept, entry]
         print(f"left out: {group}, {name}: {why}", flush=True)
 
-    def found(self, group, name, peer, version):
+    def found(self, group, name, peer=None, version=""):
         """A program gave a result."""
-        self.measured.add(peer)
-        # Some workers of a peer need fewer of its libraries than others.
-        self.versions[peer] = max(version, self.versions.get(peer, ""), key=len)
+        if peer:
+            self.measured.add(peer)
+            # Some workers of a peer need fewer of its libraries than others.
+            self.versions[peer] = max(version, self.versions.get(peer, ""), key=len)
         kept = [old for old in self.whole["left_out"] if (old["comparison"], old["program"]) != (group, name)]
         self.whole["left_out"] = kept
 

@@ -199,7 +199,9 @@ class Suite:
             raise processes.OutOfTime("the seconds of --budget are over; give more, or ask for less")
         time.sleep(0.5)  # Threads of who was before watch for work for a while.
         if program.peer is None:
-            return self.measure_ours(program, work)
+            result = self.measure_ours(program, work)
+            self.results.found(group, program.name)
+            return result
         free = processes.available_gb() if self.options.device == "cpu" else None
         if program.needs_gb and free is not None and free < program.needs_gb and self.options.shape != "tiny":
             raise processes.Failed(f"{free:.0f} GB of memory are free, it takes {program.needs_gb:.0f}; end other programs first")
