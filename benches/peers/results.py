@@ -136,7 +136,7 @@ def write(file, result):
 def print_report(result):
     chosen = result["settings"]
     print(f"{chosen['machine']}, {chosen['device']}, {chosen['threads']} threads, {chosen['system']}, {chosen['date']}, commit {chosen['commit']}\n")
-    print("| what | shape | ours | peer | ours | peer | ratio, median of rounds (min – max) | bar |")
+    print("| what | shape | ours | peer | ours | peer | times better, median of rounds (min – max) | bar |")
     print("|---|---|---|---|---|---|---|---|")
     for entry in result["rounds"]:
         print(table_row(entry))
@@ -152,25 +152,27 @@ def print_report(result):
 
 def table_row(entry):
     ours, peer = (statistics.median(pair[side] for pair in entry["pairs"]) for side in (0, 1))
-    ratios = [pair[0] / pair[1] for pair in entry["pairs"]]
-    ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} – {max(ratios):.2f})"
+    found = ratios(entry)
+    ratio = f"{statistics.median(found):.2f} ({min(found):.2f} – {max(found):.2f})"
     names = f"{entry['comparison']} | {entry['shape']} | {entry['ours']} | {entry['peer']}"
-    return f"| {names} | {number(ours)} {entry['unit']} | {number(peer)} {entry['unit']} | {ratio} | {verdict(entry, ratios)} |"
+    return f"| {names} | {number(ours)} {entry['unit']} | {number(peer)} {entry['unit']} | {ratio} | {verdict(entry)} |"
+
+
+def ratios(entry):
+    """How many times better ours is, round by round."""
+    higher = entry["better"] == "higher"
+    return [ours / peer if higher else peer / ours for ours, peer in entry["pairs"]]
 
 
 def number(value):
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.3f}"
 
 
-def verdict(entry, ratios):
+def verdict(entry):
     """What the rounds say of the bar; by the median where they do not agree."""
-    if entry["bar"] is None:
+    bar, found = entry["bar"], ratios(entry)
+    if bar is None:
         return "–"
-    higher = entry["better"] == "higher"
-
-    def holds(ratio):
-        return ratio >= entry["bar"] if higher else ratio <= entry["bar"]
-
-    word = "holds" if holds(statistics.median(ratios)) else "**missed**"
-    agreed = len({holds(ratio) for ratio in ratios}) == 1
-    return f"{'≥' if higher else '≤'} {entry['bar']}: {word}{'' if agreed else ' by the median'}"
+    word = "holds" if statistics.median(found) >= bar else "**missed**"
+    agreed = len({ratio >= bar for ratio in found}) == 1
+    return f"{bar:.2f}: {word}{'' if agreed else ' by the median'}"
