@@ -88,7 +88,8 @@ def named_path(text):
     peer, equals, path = text.partition("=")
     if not equals or not path:
         raise argparse.ArgumentTypeError(f"`{text}` is not PEER=PATH")
-    return peer, path
+    # Not resolved: the python of an environment is a link out of it.
+    return peer, os.path.abspath(path) if os.sep in path else path
 
 
 class Suite:
