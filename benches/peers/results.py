@@ -77,7 +77,9 @@ class Results:
         peers = {peer["name"]: peer for peer in self.whole["peers"]}
         for peer in self.options.peers:
             if peer in self.measured:
-                peers[peer] = {"name": peer, "version": self.versions[peer], "status": "measured"}
+                version, before = self.versions[peer], peers.get(peer, {}).get("version") or ""
+                version = before if before.startswith(version) else version
+                peers[peer] = {"name": peer, "version": version, "status": "measured"}
             elif peers.get(peer, {}).get("status") != "measured":
                 why = [entry["why"] for entry in self.whole["left_out"] if entry["peer"] == peer]
                 status = why[0] if why else "no part that was asked for measures it; run without --only"
