@@ -28,7 +28,16 @@ class Environments:
         unknown = set(pythons) - set(PEERS)
         if unknown:
             raise SystemExit(f"--python: no peer {', '.join(sorted(unknown))}; known: {', '.join(PEERS)}")
-        self.pythons = pythons
+        self.file = folder / f"pythons-{device}.json"
+        named = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.pythons = named | pythons
+
+    def remember(self):
+        """Later runs use the Pythons that were named, too."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        beside = self.file.with_suffix(f".{os.getpid()}")
+        beside.write_text(json.dumps(self.pythons))
+        beside.replace(self.file)
 
     def command(self, peer, worker):
         """How a worker of a peer is started."""
@@ -84,11 +93,11 @@ class Environments:
 
     def install(self, peer):
         """Makes the environment of a peer, unless it is there; returns whether it is now."""
+        if peer in self.pythons or (peer != "candle" and self.installed(peer)):
+            print(f"{peer}: already there, {self.pythons.get(peer) or self.at(peer)}", flush=True)
+            return True
         if peer == "candle":
             return self.build_candle()
-        if peer in self.pythons or self.installed(peer):
-            print(f"{peer}: already there, {self.python(peer)}", flush=True)
-            return True
         folder, requirements = self.at(peer), self.requirements(peer)
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +111,7 @@ class Environments:
         steps = [*make, fill, *self.blas_steps(peer, folder)]
         print(f"{peer}: installing {requirements.relative_to(HERE)} into {folder}", flush=True)
         if not run_steps(steps, folder.with_suffix(".log"), os.environ | self.build_variables(peer)):
-            print(f"{peer}: left out of measurements until this works; or give --python {peer}=PATH")
+            print(f"{peer}: left out of measurements until this works; or name one that is there: --install-peers {peer} --python {peer}=PATH")
             return False
         (folder / "installed.json").write_text(json.dumps(self.stamp(peer)))
         return True

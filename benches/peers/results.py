@@ -21,7 +21,7 @@ NOTES = [
     "MLX on a Linux CPU: its wheel's matrix products go to OpenBLAS where the environment was made by --install-peers; its bf16 there, which has no BLAS, with --slow only.",
     "mlx-lm trains through its own `train`, with checkpoints where the case would not fit a GPU otherwise.",
     "candle: candle-transformers as it is, with gemm's AVX-512 kernels; LoRA through its tape.",
-    "Peak memory: what the system counts for the process; on CUDA what the driver counts, context included, above what was in use.",
+    "Peak memory: what the system counts for the process, of which some 20 MB are a floor; on CUDA what the driver counts, context included, above what was in use.",
 ]
 
 
@@ -59,11 +59,12 @@ class Results:
         self.whole["left_out"] = [*kept, entry]
         print(f"left out: {group}, {name}: {why}", flush=True)
 
-    def found(self, group, name, peer, version):
+    def found(self, group, name, peer=None, version=""):
         """A program gave a result."""
-        self.measured.add(peer)
-        # Some workers of a peer need fewer of its libraries than others.
-        self.versions[peer] = max(version, self.versions.get(peer, ""), key=len)
+        if peer:
+            self.measured.add(peer)
+            # Some workers of a peer need fewer of its libraries than others.
+            self.versions[peer] = max(version, self.versions.get(peer, ""), key=len)
         kept = [old for old in self.whole["left_out"] if (old["comparison"], old["program"]) != (group, name)]
         self.whole["left_out"] = kept
 
@@ -76,7 +77,9 @@ class Results:
         peers = {peer["name"]: peer for peer in self.whole["peers"]}
         for peer in self.options.peers:
             if peer in self.measured:
-                peers[peer] = {"name": peer, "version": self.versions[peer], "status": "measured"}
+                version, before = self.versions[peer], peers.get(peer, {}).get("version") or ""
+                version = before if before.startswith(version) else version
+                peers[peer] = {"name": peer, "version": version, "status": "measured"}
             elif peers.get(peer, {}).get("status") != "measured":
                 why = [entry["why"] for entry in self.whole["left_out"] if entry["peer"] == peer]
                 status = why[0] if why else "no part that was asked for measures it; run without --only"
@@ -135,7 +138,7 @@ def write(file, result):
 def print_report(result):
     chosen = result["settings"]
     print(f"{chosen['machine']}, {chosen['device']}, {chosen['threads']} threads, {chosen['system']}, {chosen['date']}, commit {chosen['commit']}\n")
-    print("| what | shape | ours | peer | ours | peer | ratio, median of rounds (min – max) | bar |")
+    print("| what | shape | ours | peer | ours | peer | times better, median of rounds (min – max) | bar |")
     print("|---|---|---|---|---|---|---|---|")
     for entry in result["rounds"]:
         print(table_row(entry))
@@ -151,25 +154,27 @@ def print_report(result):
 
 def table_row(entry):
     ours, peer = (statistics.median(pair[side] for pair in entry["pairs"]) for side in (0, 1))
-    ratios = [pair[0] / pair[1] for pair in entry["pairs"]]
-    ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} – {max(ratios):.2f})"
+    found = ratios(entry)
+    ratio = f"{statistics.median(found):.2f} ({min(found):.2f} – {max(found):.2f})"
     names = f"{entry['comparison']} | {entry['shape']} | {entry['ours']} | {entry['peer']}"
-    return f"| {names} | {number(ours)} {entry['unit']} | {number(peer)} {entry['unit']} | {ratio} | {verdict(entry, ratios)} |"
+    return f"| {names} | {number(ours)} {entry['unit']} | {number(peer)} {entry['unit']} | {ratio} | {verdict(entry)} |"
+
+
+def ratios(entry):
+    """How many times better ours is, round by round."""
+    higher = entry["better"] == "higher"
+    return [ours / peer if higher else peer / ours for ours, peer in entry["pairs"]]
 
 
 def number(value):
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.3f}"
 
 
-def verdict(entry, ratios):
+def verdict(entry):
     """What the rounds say of the bar; by the median where they do not agree."""
-    if entry["bar"] is None:
+    bar, found = entry["bar"], ratios(entry)
+    if bar is None:
         return "–"
-    higher = entry["better"] == "higher"
-
-    def holds(ratio):
-        return ratio >= entry["bar"] if higher else ratio <= entry["bar"]
-
-    word = "holds" if holds(statistics.median(ratios)) else "**missed**"
-    agreed = len({holds(ratio) for ratio in ratios}) == 1
-    return f"{'≥' if higher else '≤'} {entry['bar']}: {word}{'' if agreed else ' by the median'}"
+    word = "holds" if statistics.median(found) >= bar else "**missed**"
+    agreed = len({ratio >= bar for ratio in found}) == 1
+    return f"{bar:.2f}: {word}{'' if agreed else ' by the median'}"

@@ -8,7 +8,7 @@
     python3 benches/peers/suite.py --device cuda --only train --python PyTorch=python3
     python3 benches/peers/suite.py --report peers.json          # measures nothing
 
-Every round measures each program once, in turning order; a ratio (ours / peer) is taken within a round. A peer that is
+Every round measures each program once, in turning order; a ratio is taken within a round: how many times better ours is. A peer that is
 not here is left out, and the results say why and what to do. README.md has more.
 """
 import argparse
@@ -34,6 +34,7 @@ def main():
         return
     places = environments.Environments(options.peers_dir, options.device, options.python)
     if options.install_peers is not None:
+        places.remember()
         wanted = options.install_peers or environments.PEERS
         there = [places.install(peer) for peer in wanted]
         sys.exit(0 if all(there) else 1)
@@ -64,7 +65,7 @@ def arguments():
     parser.add_argument("--report", type=pathlib.Path, metavar="FILE", help="print the table of such a file")
     parser.add_argument("--peers-dir", type=pathlib.Path, default=environments.default_folder())
     parser.add_argument("--install-peers", nargs="*", choices=environments.PEERS, metavar="PEER", help="make the environments of these, or of all")
-    parser.add_argument("--python", type=named_path, action="append", default=[], metavar="PEER=PATH", help="use this Python for a peer; of candle, its program")
+    parser.add_argument("--python", type=named_path, action="append", default=[], metavar="PEER=PATH", help="use this Python for a peer (of candle: its program); with --install-peers, also in later runs")
     options = parser.parse_args()
     options.python = dict(options.python)
     options.cases = options.cases.split(",") if options.cases else comparisons.TRAIN_CASES[options.device]
@@ -87,7 +88,8 @@ def named_path(text):
     peer, equals, path = text.partition("=")
     if not equals or not path:
         raise argparse.ArgumentTypeError(f"`{text}` is not PEER=PATH")
-    return peer, path
+    # Not resolved: the python of an environment is a link out of it.
+    return peer, os.path.abspath(path) if os.sep in path else path
 
 
 class Suite:
@@ -199,7 +201,9 @@ class Suite:
             raise processes.OutOfTime("the seconds of --budget are over; give more, or ask for less")
         time.sleep(0.5)  # Threads of who was before watch for work for a while.
         if program.peer is None:
-            return self.measure_ours(program, work)
+            result = self.measure_ours(program, work)
+            self.results.found(group, program.name)
+            return result
         free = processes.available_gb() if self.options.device == "cpu" else None
         if program.needs_gb and free is not None and free < program.needs_gb and self.options.shape != "tiny":
             raise processes.Failed(f"{free:.0f} GB of memory are free, it takes {program.needs_gb:.0f}; end other programs first")

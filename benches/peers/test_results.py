@@ -42,12 +42,13 @@ class Comparing(unittest.TestCase):
                 for program in programs:
                     self.assertEqual(program.beside in ours, program.peer is not None, program.name)
 
-    def test_the_bar_of_less_is_an_upper_one(self):
-        entry = {"bar": 0.45, "better": "lower"}
-        self.assertEqual(results.verdict(entry, [0.44, 0.4]), "≤ 0.45: holds")
-        self.assertEqual(results.verdict(entry, [0.46, 0.5]), "≤ 0.45: **missed**")
-        self.assertEqual(results.verdict(entry, [0.44, 0.5, 0.4]), "≤ 0.45: holds by the median")
-        self.assertEqual(results.verdict(entry | {"better": "higher"}, [0.44]), "≥ 0.45: **missed**")
+    def test_a_bar_is_of_how_many_times_better_ours_is(self):
+        def said(pairs, better):
+            return results.verdict({"bar": 2.0, "better": better, "pairs": pairs})
+
+        self.assertEqual(said([[40.0, 100.0], [50.0, 100.0]], "lower"), "2.00: holds")
+        self.assertEqual(said([[40.0, 100.0], [50.0, 100.0]], "higher"), "2.00: **missed**")
+        self.assertEqual(said([[30.0, 10.0], [10.0, 10.0], [20.0, 10.0]], "higher"), "2.00: holds by the median")
 
 
 class Appending(unittest.TestCase):
@@ -96,6 +97,13 @@ class Arguments(unittest.TestCase):
     def test_an_unknown_peer_is_named(self):
         with self.assertRaisesRegex(SystemExit, "torch"):
             environments.Environments(pathlib.Path("/nowhere"), "cpu", {"torch": "python3"})
+
+    def test_a_python_that_was_named_once_is_remembered(self):
+        with tempfile.TemporaryDirectory() as folder:
+            folder = pathlib.Path(folder)
+            environments.Environments(folder, "cpu", {"PyTorch": "/some/python"}).remember()
+            self.assertEqual(environments.Environments(folder, "cpu", {}).python("PyTorch"), "/some/python")
+            self.assertEqual(environments.Environments(folder, "cpu", {"PyTorch": "/other"}).python("PyTorch"), "/other")
 
     def test_a_missing_peer_says_what_to_do(self):
         places = environments.Environments(pathlib.Path("/nowhere"), "cpu", {})
