@@ -19,7 +19,8 @@ pub(crate) fn workspace() -> PathBuf {
 /// Writes a file atomically, with the folders above it.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("cannot make the folder {}", folder.display()))?;
     let attempt = || -> Result<()> {
         let mut file = tempfile::NamedTempFile::new_in(folder)?;
         file.write_all(bytes)?;
@@ -43,5 +44,6 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
 }
 
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    serde_json::from_str(&read_text(path)?).with_context(|| format!("{} is not what was expected", path.display()))
+    serde_json::from_str(&read_text(path)?)
+        .with_context(|| format!("{} is not what was expected", path.display()))
 }

@@ -54,9 +54,9 @@ pub(crate) fn load(folder: &Path, name: &str, here: &Environment, device: &str) 
         result.device,
         here.cpu,
     );
-    let programs = programs::prebuilt(&place.join("programs")).ok().filter(|programs| {
-        programs.benches.values().all(|program| programs::rows(program, device).is_ok())
-    });
+    let programs = programs::prebuilt(&place.join("programs"))
+        .ok()
+        .filter(|programs| programs.benches.values().all(|program| programs::rows(program, device).is_ok()));
     Ok(Baseline { name: name.to_owned(), result, programs })
 }
 

@@ -1,12 +1,12 @@
 //! New against old: screening, confirmation, verdicts.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use anyhow::Result;
 
 use super::{
     baseline::Baseline,
-    detector::{Confirmed, Pair, Rules, Verdict, confirm},
+    detector::{Pair, Rules, Verdict, confirm},
     progress::Progress,
     result::{ComparedRow, Comparison, Method},
     session::{Measured, Patience, Session},
@@ -32,17 +32,15 @@ pub(crate) fn compare(
     let suspects: Vec<String> = rows.iter().filter(|row| row.suspect).map(|row| row.row.clone()).collect();
     if !suspects.is_empty() {
         let progress = Progress::new("suspects", suspects.len());
-        progress.say(&format!("{} of {} rows look slower and run again: {}", suspects.len(), rows.len(), suspects.join(", ")));
-        let confirmed = match method {
-            Method::Interleaved => confirm_pairs(session, &suspects, rules, patience)?,
-            Method::Recorded => confirm_recorded(session, &suspects, baseline, rules)?,
-        };
-        drop(progress);
-        let mut by_row: BTreeMap<&str, &Confirmed> = confirmed.iter().map(|row| (row.row.as_str(), row)).collect();
-        for row in &mut rows {
-            if let Some(confirmed) = by_row.remove(row.row.as_str()) {
-                (row.ratio, row.pairs, row.verdict) = (confirmed.ratio, confirmed.pairs.len(), confirmed.verdict);
-            }
+        progress.say(&format!(
+            "{} of {} rows look slower and run again: {}",
+            suspects.len(),
+            rows.len(),
+            suspects.join(", ")
+        ));
+        match method {
+            Method::Interleaved => confirm_pairs(session, &suspects, &mut rows, rules, patience)?,
+            Method::Recorded => confirm_recorded(session, &mut rows, baseline, rules)?,
         }
     }
     Ok(Comparison {
@@ -81,42 +79,48 @@ fn compared(row: &str, ratio: super::statistics::Interval, suspect: bool) -> Com
 fn confirm_pairs(
     session: &mut Session,
     suspects: &[String],
+    rows: &mut [ComparedRow],
     rules: &Rules,
     patience: Duration,
-) -> Result<Vec<Confirmed>> {
+) -> Result<()> {
     let most = rules.looks.last().copied().unwrap_or(0);
     let progress = Progress::new("confirming", suspects.len() * most);
     let mut patience = Patience::new(patience);
-    confirm(suspects, rules, |row| {
+    let confirmed = confirm(suspects, rules, |row| {
         progress.step(row);
         patience.spend(row, || session.pair(row))
-    })
+    })?;
+    for confirmed in confirmed {
+        let Some(row) = rows.iter_mut().find(|row| row.row == confirmed.row) else { continue };
+        (row.pairs, row.verdict) = (confirmed.pairs.len(), confirmed.verdict);
+        if row.pairs > 0 {
+            row.ratio = paired_ratio(&confirmed.pairs, &row.row);
+        }
+    }
+    Ok(())
 }
 
 fn confirm_recorded(
     session: &Session,
-    suspects: &[String],
+    rows: &mut [ComparedRow],
     baseline: &Baseline,
     rules: &Rules,
-) -> Result<Vec<Confirmed>> {
-    let progress = Progress::new("again", suspects.len() * AGAIN);
-    let mut confirmed = Vec::new();
-    for row in suspects {
+) -> Result<()> {
+    let suspects = rows.iter().filter(|row| row.suspect).count();
+    let progress = Progress::new("again", suspects * AGAIN);
+    for row in rows.iter_mut().filter(|row| row.suspect) {
         let again = || {
-            progress.step(row);
-            session.again(row)
+            progress.step(&row.row);
+            session.again(&row.row)
         };
         let new = std::iter::repeat_with(again).take(AGAIN).collect::<Result<Vec<f64>>>()?;
-        let old = baseline.result.row(row).map(|row| row.processes_ns.clone()).unwrap_or_default();
-        let is_slower = rules.is_slower_than_recorded(&new, &old, suspects.len());
-        confirmed.push(Confirmed {
-            row: row.clone(),
-            ratio: unpaired_ratio(&new, &old, row),
-            verdict: if is_slower { Verdict::Regression } else { Verdict::Clear },
-            pairs: Vec::new(),
-        });
+        let old = baseline.result.row(&row.row).map(|row| row.processes_ns.clone()).unwrap_or_default();
+        row.ratio = unpaired_ratio(&new, &old, &row.row);
+        if rules.is_slower_than_recorded(&new, &old, suspects) {
+            row.verdict = Verdict::Regression;
+        }
     }
-    Ok(confirmed)
+    Ok(())
 }
 
 /// The table for the terminal; loud where there is a reason.
@@ -156,7 +160,10 @@ pub(crate) fn table(comparison: &Comparison) -> String {
         let rule = "!".repeat(78);
         let _ = writeln!(text, "{rule}\n!!! {} SLOWER: {}", slower.len(), slower.join(", "));
         if comparison.method == Method::Recorded {
-            let _ = writeln!(text, "!!! than recorded; the old program could not run, so the machine may be the reason");
+            let _ = writeln!(
+                text,
+                "!!! than recorded; the old program could not run, so the machine may be the reason"
+            );
         }
         let _ = writeln!(text, "{rule}");
     }

@@ -85,7 +85,9 @@ fn linux() -> Environment {
         Some(listed.lines().find_map(|line| line.strip_prefix("Model name:"))?.trim().to_owned())
     });
     // Virtual machines hide the name; family and model still tell generations apart.
-    let generation = field("cpu family").zip(field("model")).map(|(family, model)| format!(" (family {family}, model {model})"));
+    let generation = field("cpu family")
+        .zip(field("model"))
+        .map(|(family, model)| format!(" (family {family}, model {model})"));
     Environment {
         cpu: model.unwrap_or_else(|| "unknown".to_owned()) + &generation.unwrap_or_default(),
         simd: simd(&flags),
@@ -115,17 +117,23 @@ fn linux_caches() -> BTreeMap<String, String> {
 
 fn macos() -> Environment {
     let number = |name: &str| -> Option<u64> { output("sysctl", &["-n", name])?.parse().ok() };
-    let caches = [("L1d", "hw.perflevel0.l1dcachesize"), ("L1i", "hw.perflevel0.l1icachesize"), ("L2", "hw.perflevel0.l2cachesize")];
+    let caches = [
+        ("L1d", "hw.perflevel0.l1dcachesize"),
+        ("L1i", "hw.perflevel0.l1icachesize"),
+        ("L2", "hw.perflevel0.l2cachesize"),
+    ];
     let features = ["FEAT_DotProd", "FEAT_FP16", "FEAT_BF16", "FEAT_I8MM", "FEAT_SME", "FEAT_SME2"];
     let gpu = output("system_profiler", &["SPDisplaysDataType"]).unwrap_or_default();
     let gpu_field = |name: &str| {
         gpu.lines().find_map(|line| line.trim().strip_prefix(name)).map(|text| text.trim().to_owned())
     };
-    let gpu_cores = gpu_field("Total Number of Cores:").map(|count| format!(", {count} cores")).unwrap_or_default();
+    let gpu_cores =
+        gpu_field("Total Number of Cores:").map(|count| format!(", {count} cores")).unwrap_or_default();
     let fast = number("hw.perflevel0.physicalcpu").zip(number("hw.perflevel1.physicalcpu"));
     let model = output("sysctl", &["-n", "machdep.cpu.brand_string"]).unwrap_or_else(|| "unknown".to_owned());
     Environment {
-        cpu: model + &fast.map(|(fast, slow)| format!(" ({fast} fast and {slow} slow cores)")).unwrap_or_default(),
+        cpu: model
+            + &fast.map(|(fast, slow)| format!(" ({fast} fast and {slow} slow cores)")).unwrap_or_default(),
         simd: features
             .iter()
             .filter(|name| number(&format!("hw.optional.arm.{name}")) == Some(1))
@@ -145,8 +153,20 @@ fn macos() -> Environment {
 
 fn simd(flags: &str) -> Vec<String> {
     const THOSE_THAT_MATTER: [&str; 14] = [
-        "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_bf16", "avx512_vnni", "amx_bf16",
-        "asimd", "asimddp", "bf16", "sve2",
+        "avx",
+        "avx2",
+        "fma",
+        "f16c",
+        "avx512f",
+        "avx512bw",
+        "avx512vl",
+        "avx512_bf16",
+        "avx512_vnni",
+        "amx_bf16",
+        "asimd",
+        "asimddp",
+        "bf16",
+        "sve2",
     ];
     let present: Vec<&str> = flags.split_whitespace().collect();
     THOSE_THAT_MATTER.iter().filter(|flag| present.contains(flag)).map(|flag| (*flag).to_owned()).collect()

@@ -77,7 +77,8 @@ pub(crate) fn run(workspace: &Path, args: &InstructionsArgs) -> Result<ExitCode>
         );
         return Ok(ExitCode::from(NOT_HERE));
     }
-    let program = args.program.clone().map_or_else(|| programs::build_for_counting(workspace, "instructions"), Ok)?;
+    let program =
+        args.program.clone().map_or_else(|| programs::build_for_counting(workspace, "instructions"), Ok)?;
     let counted = Counts { rustc, by_row: count_all(&program, args.filter.as_deref())? };
     if args.update {
         files::write(&file, counted.text().as_bytes())?;
@@ -104,7 +105,9 @@ fn count_all(program: &Path, filter: Option<&str>) -> Result<BTreeMap<String, u6
     for row in rows {
         let (one, many) = (count(program, row, 1)?, count(program, row, ITERATIONS)?);
         let per_iteration = many.checked_sub(one).with_context(|| {
-            format!("{row}: {ITERATIONS} iterations took fewer instructions than one; it does not repeat itself")
+            format!(
+                "{row}: {ITERATIONS} iterations took fewer instructions than one; it does not repeat itself"
+            )
         })?;
         counts.insert(row.to_owned(), per_iteration / (ITERATIONS - 1));
         progress.step(row);
@@ -132,7 +135,11 @@ fn count(program: &Path, row: &str, iterations: u64) -> Result<u64> {
 
 /// The total in a file of callgrind.
 fn total(text: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix("totals:").or_else(|| line.strip_prefix("summary:")))?.trim().parse().ok()
+    text.lines()
+        .find_map(|line| line.strip_prefix("totals:").or_else(|| line.strip_prefix("summary:")))?
+        .trim()
+        .parse()
+        .ok()
 }
 
 fn rustc() -> Result<String> {
@@ -147,8 +154,12 @@ impl Counts {
             if let Some(rustc) = line.strip_prefix("# rustc: ") {
                 rustc.clone_into(&mut counts.rustc);
             } else if !line.starts_with('#') {
-                let (row, count) = line.split_once('\t').with_context(|| format!("instructions.tsv: {line}"))?;
-                counts.by_row.insert(row.to_owned(), count.parse().with_context(|| format!("instructions.tsv: {line}"))?);
+                let (row, count) =
+                    line.split_once('\t').with_context(|| format!("instructions.tsv: {line}"))?;
+                counts.by_row.insert(
+                    row.to_owned(),
+                    count.parse().with_context(|| format!("instructions.tsv: {line}"))?,
+                );
             }
         }
         Ok(counts)
@@ -183,7 +194,11 @@ fn compare(recorded: &Counts, counted: &Counts, filter: Option<&str>) -> (Outcom
         } else {
             continue;
         };
-        let _ = writeln!(text, "{word:5} {:>8}  {row}: {before} -> {count}", format!("{:+.1} %", (ratio - 1.0) * 100.0));
+        let _ = writeln!(
+            text,
+            "{word:5} {:>8}  {row}: {before} -> {count}",
+            format!("{:+.1} %", (ratio - 1.0) * 100.0)
+        );
     }
     for row in recorded.by_row.keys() {
         if !counted.by_row.contains_key(row) && filter.is_none_or(|part| row.contains(part)) {
@@ -194,7 +209,12 @@ fn compare(recorded: &Counts, counted: &Counts, filter: Option<&str>) -> (Outcom
     let rows = counted.by_row.len();
     let within = units::percent(TOLERANCE);
     let (outcome, last) = if worse > 0 {
-        (Outcome::Worse, format!("{worse} of {rows} rows need more than recorded, or are not recorded; if that is meant, say why and run"))
+        (
+            Outcome::Worse,
+            format!(
+                "{worse} of {rows} rows need more than recorded, or are not recorded; if that is meant, say why and run"
+            ),
+        )
     } else if better > 0 {
         (Outcome::Better, format!("{better} of {rows} rows need fewer than recorded; keep that with"))
     } else {
@@ -212,7 +232,10 @@ mod tests {
     use super::*;
 
     fn counts(rows: &[(&str, u64)]) -> Counts {
-        Counts { rustc: "rustc 1.0".into(), by_row: rows.iter().map(|(row, count)| ((*row).into(), *count)).collect() }
+        Counts {
+            rustc: "rustc 1.0".into(),
+            by_row: rows.iter().map(|(row, count)| ((*row).into(), *count)).collect(),
+        }
     }
 
     #[test]

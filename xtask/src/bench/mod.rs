@@ -33,9 +33,7 @@ mod summary;
 mod units;
 
 use self::{
-    baseline::Baseline,
     detector::Rules,
-    environment::Environment,
     process::{Pace, Setup},
     programs::Programs,
     result::{Row, RunResult, SCHEMA},
@@ -174,6 +172,7 @@ fn run_measurement(workspace: &Path, args: &MeasureArgs) -> Result<ExitCode> {
         device: args.programs.device.clone(),
         pace: if args.quick { Pace::QUICK } else { Pace::NORMAL },
         realtime: args.realtime,
+        slower: None,
     };
     setup.check_realtime()?;
     let environment = environment::snapshot(workspace, &args.programs.features());
@@ -182,13 +181,13 @@ fn run_measurement(workspace: &Path, args: &MeasureArgs) -> Result<ExitCode> {
         baseline.map(|name| baseline::load(&results, name, &environment, &setup.device)).transpose()?;
     let programs = args.programs.find(workspace)?;
     let started = Utc::now();
-    let selection = Selection { groups: args.groups.clone(), filter: args.filter.clone() };
+    let selection = Selection { groups: args.groups.clone(), filter: args.filter.clone(), rows: Vec::new() };
     let old = session::old_programs(baseline.as_ref());
     let seed = started.timestamp().unsigned_abs();
     let mut session = Session::new(&programs, old, &selection, setup, usize::from(args.repeat), seed)?;
 
     let load_before = environment::load();
-    let limits = probe(&programs, &args.programs.device)?;
+    let limits = probe(&programs, &session.setup)?;
     let measured = session.measure()?;
     let comparison = baseline
         .as_ref()
@@ -197,7 +196,7 @@ fn run_measurement(workspace: &Path, args: &MeasureArgs) -> Result<ExitCode> {
             compare::compare(&mut session, &measured, baseline, &rules, Duration::from_secs(args.patience))
         })
         .transpose()?;
-    let limits = match (limits, probe(&programs, &args.programs.device)?) {
+    let limits = match (limits, probe(&programs, &session.setup)?) {
         (Some(before), Some(after)) => Some(before.best(&after)),
         (before, after) => before.or(after),
     };
@@ -270,8 +269,8 @@ fn rows(
 }
 
 /// The limits of this machine, where the benches bring a probe for the device.
-fn probe(programs: &Programs, device: &str) -> Result<Option<Limits>> {
-    programs.others.get("roofline").map(|program| roofline::measure(program, device)).transpose()
+fn probe(programs: &Programs, setup: &Setup) -> Result<Option<Limits>> {
+    programs.others.get("roofline").map(|program| roofline::measure(program, setup)).transpose()
 }
 
 fn measure_peers(workspace: &Path, args: &MeasureArgs, programs: &Programs) -> Result<peers::Peers> {
@@ -295,7 +294,11 @@ impl ProgramsArgs {
     /// What the device needs to be compiled in.
     fn features(&self) -> Vec<String> {
         let kind = self.device.split(':').next().unwrap_or_default();
-        ["cuda", "metal"].iter().filter(|feature| **feature == kind).map(|feature| (*feature).to_owned()).collect()
+        ["cuda", "metal"]
+            .iter()
+            .filter(|feature| **feature == kind)
+            .map(|feature| (*feature).to_owned())
+            .collect()
     }
 
     fn find(&self, workspace: &Path) -> Result<Programs> {

@@ -41,6 +41,8 @@ pub(crate) struct Setup {
     pub(crate) pace: Pace,
     /// Nothing else runs on a core while the bench does (Linux, where the system allows it).
     pub(crate) realtime: bool,
+    /// What the new program gets as METAL_CANDLE_BENCH_SLOWER; none leaves the environment's.
+    pub(crate) slower: Option<String>,
 }
 
 impl Setup {
@@ -56,7 +58,7 @@ impl Setup {
         Ok(())
     }
 
-    fn command(&self, program: &Path) -> Command {
+    pub(crate) fn command(&self, program: &Path) -> Command {
         if !self.realtime {
             return Command::new(program);
         }
@@ -94,8 +96,10 @@ impl Setup {
         if let Some(file) = counters {
             command.env("METAL_CANDLE_BENCH_COUNTERS", file);
         }
-        if side == Side::Old {
-            command.env_remove("METAL_CANDLE_BENCH_SLOWER");
+        match (side, &self.slower) {
+            (Side::Old, _) => _ = command.env_remove("METAL_CANDLE_BENCH_SLOWER"),
+            (Side::New, Some(slower)) => _ = command.env("METAL_CANDLE_BENCH_SLOWER", slower),
+            (Side::New, None) => {}
         }
         let output = command
             .stdin(Stdio::null())
@@ -112,14 +116,16 @@ impl Setup {
                 last[last.len().saturating_sub(12)..].join("\n")
             );
         }
-        let counted = counters.filter(|file| file.is_file()).map(read_counters).transpose()?.unwrap_or_default();
+        let counted =
+            counters.filter(|file| file.is_file()).map(read_counters).transpose()?.unwrap_or_default();
         Ok((criterion::read(home.path())?, counted))
     }
 }
 
 fn read_counters(file: &Path) -> Result<Vec<Counters>> {
     let text = crate::files::read_text(file)?;
-    let parse = |line| serde_json::from_str(line).with_context(|| format!("counters of a bench program: {line}"));
+    let parse =
+        |line| serde_json::from_str(line).with_context(|| format!("counters of a bench program: {line}"));
     text.lines().map(parse).collect()
 }
 
@@ -128,7 +134,8 @@ fn exactly(rows: &[String]) -> String {
     let escape = |row: &String| -> String {
         row.chars()
             .flat_map(|character| {
-                let is_plain = character.is_alphanumeric() || "_/ ".contains(character) || !character.is_ascii();
+                let is_plain =
+                    character.is_alphanumeric() || "_/ ".contains(character) || !character.is_ascii();
                 (!is_plain).then_some('\\').into_iter().chain([character])
             })
             .collect()
@@ -162,12 +169,13 @@ mod tests {
              echo '{\"full_id\":\"a/b\"}' >benchmark.json\necho '{\"iters\":[2],\"times\":[10]}' >sample.json\n\
              [ -z \"$METAL_CANDLE_BENCH_COUNTERS\" ] || echo '{\"row\":\"a/b\",\"bytes\":8,\"flops\":null,\"units\":{\"tokens\":3}}' >\"$METAL_CANDLE_BENCH_COUNTERS\"\n",
         );
-        let setup = Setup { device: "cpu".into(), pace: Pace::QUICK, realtime: false };
+        let setup = Setup { device: "cpu".into(), pace: Pace::QUICK, realtime: false, slower: None };
         let rows = ["a/b".to_owned()];
         assert_eq!(setup.run(&good, &rows, Side::Old).unwrap()["a/b"], [5.0]);
         let (_, counters) = setup.run_counting(&good, &rows).unwrap();
         assert_eq!((counters[0].bytes, counters[0].units["tokens"]), (Some(8.0), 3.0));
-        let bad = script("bad", "#!/bin/sh\necho Benchmarking a/b >&2\necho the device is gone >&2\nexit 3\n");
+        let bad =
+            script("bad", "#!/bin/sh\necho Benchmarking a/b >&2\necho the device is gone >&2\nexit 3\n");
         let error = setup.run(&bad, &rows, Side::New).unwrap_err().to_string();
         assert!(error.contains("exit status: 3") && error.ends_with("a/b:\nthe device is gone"), "{error}");
     }

@@ -9,8 +9,6 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::files;
-
 const PACKAGE: &str = "metal-candle-benches";
 
 /// Programs on disk, by the names of their cargo targets.
@@ -43,7 +41,10 @@ pub(crate) fn build_for_counting(workspace: &Path, name: &str) -> Result<PathBuf
 /// Runs cargo and reads from its messages where the programs are.
 fn cargo(workspace: &Path, arguments: &[&str], features: &[String]) -> Result<Programs> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(workspace).args(arguments).args(["--locked", "--message-format=json-render-diagnostics"]);
+    command
+        .current_dir(workspace)
+        .args(arguments)
+        .args(["--locked", "--message-format=json-render-diagnostics"]);
     if !features.is_empty() {
         command.args(["--features", &features.join(",")]);
     }
@@ -53,11 +54,16 @@ fn cargo(workspace: &Path, arguments: &[&str], features: &[String]) -> Result<Pr
     let mut programs = Programs::default();
     for line in String::from_utf8_lossy(&output.stdout).lines() {
         let Ok(message) = serde_json::from_str::<Value>(line) else { continue };
-        let (Some(executable), Some(name)) = (message["executable"].as_str(), message["target"]["name"].as_str())
+        let (Some(executable), Some(name)) =
+            (message["executable"].as_str(), message["target"]["name"].as_str())
         else {
             continue;
         };
-        let kinds = if message["target"]["kind"][0] == "bench" { &mut programs.benches } else { &mut programs.others };
+        let kinds = if message["target"]["kind"][0] == "bench" {
+            &mut programs.benches
+        } else {
+            &mut programs.others
+        };
         kinds.insert(name.to_owned(), PathBuf::from(executable));
     }
     Ok(programs)
@@ -89,7 +95,8 @@ impl Programs {
         std::fs::create_dir_all(folder)?;
         for (name, path) in &self.benches {
             let to = folder.join(format!("bench-{name}"));
-            std::fs::copy(path, &to).with_context(|| format!("cannot copy {} to {}", path.display(), to.display()))?;
+            std::fs::copy(path, &to)
+                .with_context(|| format!("cannot copy {} to {}", path.display(), to.display()))?;
         }
         Ok(())
     }
@@ -98,7 +105,11 @@ impl Programs {
     pub(crate) fn select(&mut self, names: &[String]) -> Result<()> {
         for name in names {
             let known: Vec<&str> = self.benches.keys().map(String::as_str).collect();
-            ensure!(known.contains(&name.as_str()), "there is no bench program `{name}`; there are {}", known.join(", "));
+            ensure!(
+                known.contains(&name.as_str()),
+                "there is no bench program `{name}`; there are {}",
+                known.join(", ")
+            );
         }
         self.benches.retain(|name, _| names.is_empty() || names.contains(name));
         Ok(())
@@ -138,6 +149,7 @@ pub(crate) fn replace_folder(new: &Path, place: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files;
 
     #[test]
     fn copies_are_found_again_and_others_are_told_apart() {

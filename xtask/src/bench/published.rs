@@ -47,7 +47,8 @@ fn table<T>(path: &Path, parse: impl Fn(&[&str]) -> Option<T>) -> Result<Vec<T>>
     lines
         .map(|(index, line)| {
             let fields: Vec<&str> = line.split('\t').collect();
-            parse(&fields).with_context(|| format!("{}, line {}: not what line 1 names", path.display(), index + 1))
+            parse(&fields)
+                .with_context(|| format!("{}, line {}: not what line 1 names", path.display(), index + 1))
         })
         .collect()
 }

@@ -17,7 +17,7 @@ use super::{
 /// Raised when a field changes its meaning.
 pub(crate) const SCHEMA: u32 = 1;
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct RunResult {
     pub(crate) schema: u32,
     /// RFC 3339, UTC.

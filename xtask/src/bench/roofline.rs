@@ -3,12 +3,15 @@
 //! Memory has no single speed: what fits into a cache is read faster. The probe reads working sets from 32 KiB to half
 //! a GiB, and a row is held against the speed at the size of what it moves.
 
-use std::{path::Path, process::Command};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::result::{Counters, Row};
+use super::{
+    process::Setup,
+    result::{Counters, Row},
+};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Limits {
@@ -35,9 +38,10 @@ pub(crate) enum Bound {
 }
 
 /// Runs the probe.
-pub(crate) fn measure(program: &Path, device: &str) -> Result<Limits> {
-    let output = Command::new(program)
-        .env("METAL_CANDLE_BENCH_DEVICE", device)
+pub(crate) fn measure(program: &Path, setup: &Setup) -> Result<Limits> {
+    let output = setup
+        .command(program)
+        .env("METAL_CANDLE_BENCH_DEVICE", &setup.device)
         .output()
         .with_context(|| format!("cannot start {}", program.display()))?;
     ensure!(
@@ -94,7 +98,9 @@ impl Limits {
 
     /// Fills in a row's share of its limit.
     pub(crate) fn apply(&self, row: &mut Row) {
-        let Some((seconds, bound)) = row.counters.as_ref().and_then(|counters| self.least(counters)) else { return };
+        let Some((seconds, bound)) = row.counters.as_ref().and_then(|counters| self.least(counters)) else {
+            return;
+        };
         row.share_of_limit = Some(seconds * 1e9 / row.median_ns);
         row.bound = Some(bound);
     }

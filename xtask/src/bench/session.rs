@@ -56,6 +56,8 @@ pub(crate) struct Selection {
     pub(crate) groups: Vec<String>,
     /// Part of a row's name.
     pub(crate) filter: Option<String>,
+    /// All if empty.
+    pub(crate) rows: Vec<String>,
 }
 
 impl Session {
@@ -174,7 +176,9 @@ impl Session {
 
     /// All rows with the program that has them, in the programs' order.
     pub(crate) fn rows(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.groups.iter().flat_map(|group| group.rows.iter().map(|row| (row.as_str(), group.program.as_str())))
+        self.groups
+            .iter()
+            .flat_map(|group| group.rows.iter().map(|row| (row.as_str(), group.program.as_str())))
     }
 }
 
@@ -187,7 +191,8 @@ impl Group {
 impl Selection {
     fn takes(&self, row: &str) -> bool {
         let in_group = self.groups.is_empty() || self.groups.iter().any(|name| name == group(row));
-        in_group && self.filter.as_ref().is_none_or(|part| row.contains(part))
+        let in_rows = self.rows.is_empty() || self.rows.iter().any(|name| name == row);
+        in_group && in_rows && self.filter.as_ref().is_none_or(|part| row.contains(part))
     }
 }
 

@@ -24,7 +24,10 @@ pub(crate) fn table(result: &RunResult) -> String {
             row.share_of_limit.map_or(String::new(), units::percent),
         );
     }
-    let _ = write!(text, "published: how many times faster than the published figure, which is of another machine.");
+    let _ = write!(
+        text,
+        "published: how many times faster than the published figure, which is of another machine."
+    );
     if let Some(limits) = &result.limits {
         let _ = write!(
             text,

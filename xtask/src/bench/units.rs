@@ -52,7 +52,13 @@ mod tests {
 
     #[test]
     fn numbers_keep_three_digits() {
-        assert_eq!(["1.23 ns", "45.7 µs", "123 ms", "2.00 s"], [time(1.234), time(45_678.0), time(123e6), time(2e9)].map(|text| text).each_ref().map(String::as_str));
+        assert_eq!(
+            ["1.23 ns", "45.7 µs", "123 ms", "2.00 s"],
+            [time(1.234), time(45_678.0), time(123e6), time(2e9)]
+                .map(|text| text)
+                .each_ref()
+                .map(String::as_str)
+        );
         assert_eq!(digits(9.996), "10.0");
         assert_eq!([percent(0.0123), percent(0.5)], ["1.2 %", "50 %"]);
         assert_eq!([bytes(100.0), bytes(1536.0)], ["100 B", "1.50 KiB"]);
