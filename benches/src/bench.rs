@@ -1,16 +1,22 @@
 //! What all rows of a program share: the device, and what is too large to be made for each.
 
-use std::env;
+use std::{cell::OnceCell, env, sync::Arc};
 
 use anyhow::{Context as _, Result};
 use candle_core::{DType, Device, Shape, Tensor};
-use metal_candle::device::{self, DeviceChoice};
+use metal_candle::{
+    device::{self, DeviceChoice},
+    model::{Model, weights::Weights},
+};
+
+use crate::qwen;
 
 const DEVICE: &str = "METAL_CANDLE_BENCH_DEVICE";
 
 /// Where rows run.
 pub struct Bench {
     device: Device,
+    qwen: OnceCell<Arc<Model>>,
 }
 
 impl Bench {
@@ -19,7 +25,8 @@ impl Bench {
         device::keep_freed_memory(); // as the program does
         let name = env::var(DEVICE).unwrap_or_else(|_| "cpu".to_owned());
         let device = name.parse::<DeviceChoice>().and_then(DeviceChoice::open);
-        Ok(Self { device: device.with_context(|| format!("{DEVICE}={name}"))? })
+        let device = device.with_context(|| format!("{DEVICE}={name}"))?;
+        Ok(Self { device, qwen: OnceCell::new() })
     }
 
     /// Where tensors go.
@@ -44,6 +51,17 @@ impl Bench {
     /// Zeros in f32.
     pub fn zeros(&self, shape: impl Into<Shape>) -> Result<Tensor> {
         Ok(Tensor::zeros(shape, DType::F32, &self.device)?)
+    }
+
+    /// Random weights in bf16 in the shape of Qwen2.5-0.5B; made once.
+    pub fn qwen(&self) -> Result<Arc<Model>> {
+        if let Some(model) = self.qwen.get() {
+            return Ok(Arc::clone(model));
+        }
+        let spec = qwen::spec()?;
+        let weights = Weights::random(&spec.tensors(), DType::BF16, &self.device, 1)?;
+        let model = Arc::new(Model::new(spec, weights, &self.device)?);
+        Ok(Arc::clone(self.qwen.get_or_init(|| model)))
     }
 
     /// Waits until the device has done what it was asked for.

@@ -18,9 +18,11 @@ pub mod counters;
 mod counting;
 pub mod measure;
 pub mod published;
+mod qwen;
 mod row;
 pub mod rows;
 mod slower;
+mod tiny;
 
 pub use bench::Bench;
 pub use call::Call;

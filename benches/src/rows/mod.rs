@@ -1,17 +1,44 @@
 //! The tables, by theme.
 
+mod adapters;
+mod cache;
+mod components;
+mod generation;
+mod layers;
 mod lora;
+mod memory;
+mod sampling;
+mod streaming;
+mod training;
+mod training_step;
 
 use crate::Row;
 
-/// Single operations: seconds for all of them.
+/// Single operations: minutes for all of them.
 pub fn micro() -> Vec<Row> {
-    [lora::rows()].into_iter().flatten().collect()
+    let tables = [
+        lora::rows(),
+        training_step::rows(),
+        layers::rows(),
+        cache::rows(),
+        sampling::rows(),
+        adapters::load_rows(),
+        streaming::rows(),
+    ];
+    tables.into_iter().flatten().collect()
 }
 
-/// Whole models: minutes.
+/// Whole models and their parts.
 pub fn model() -> Vec<Row> {
-    Vec::new()
+    let tables = [
+        components::rows(),
+        generation::rows(),
+        cache::model_rows(),
+        adapters::switch_rows(),
+        memory::rows(),
+        training::rows(),
+    ];
+    tables.into_iter().flatten().collect()
 }
 
 /// All rows of all programs.
