@@ -54,7 +54,7 @@ fn count(row: &Row, call: &mut Call, bench: &Bench) -> Result<Value> {
     }))
 }
 
-/// Kernel launches of this process so far, where something counts them.
+/// Launches of kernels by this process so far, where something counts them.
 fn launches() -> Option<u64> {
     None
 }
@@ -64,7 +64,7 @@ fn reset_peak_resident() -> bool {
     cfg!(target_os = "linux") && fs::write("/proc/self/clear_refs", "5").is_ok()
 }
 
-/// The most that this process has had in memory since then.
+/// The most that this process has had in memory since then, weights and what earlier rows left included.
 fn peak_resident() -> Option<u64> {
     let text = fs::read_to_string("/proc/self/status").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

@@ -5,7 +5,10 @@
 /// None is missing where the program is linked to them: it would not have started. Only Unix is looked at.
 #[cfg(all(feature = "cuda", unix))]
 pub fn missing() -> Vec<&'static str> {
-    ["libcuda", "libcublas", "libcurand"].into_iter().filter(|library| !is_present(library)).collect()
+    ["libcuda", "libcublas", "libcublasLt", "libcurand"]
+        .into_iter()
+        .filter(|library| !is_present(library))
+        .collect()
 }
 
 /// Nothing is needed, or nothing is known.

@@ -33,7 +33,7 @@ pub(crate) fn compare(
     if !suspects.is_empty() {
         let progress = Progress::new("suspects", suspects.len());
         progress.say(&format!(
-            "{} of {} rows look slower and run again: {}",
+            "{} of {} rows are not shown to be within the tolerance and run again: {}",
             suspects.len(),
             rows.len(),
             suspects.join(", ")
@@ -67,7 +67,7 @@ fn screen_recorded(measured: &Measured, baseline: &Baseline, rules: &Rules) -> V
     both.map(|(row, new, old)| {
         let new: Vec<f64> = new.iter().map(|batches| median(batches)).collect();
         let ratio = unpaired_ratio(&new, &old.processes_ns, row);
-        compared(row, ratio, ratio.estimate > 1.0 + rules.tolerance / 2.0)
+        compared(row, ratio, ratio.high > 1.0 + rules.tolerance)
     })
     .collect()
 }

@@ -1,17 +1,17 @@
 //! When a row counts as slower: suspicion is cheap, conviction is not.
 //!
-//! 1. *Screening.* Old and new program ran in turns, a few pairs of processes each row. A row whose estimated ratio is
-//!    above 1 + tolerance / 2 is a suspect; at 3 % noise a row that became 5 % slower is one 98 times in 100.
+//! 1. *Screening.* Old and new program ran in turns, a few pairs of processes each row. Every row of which they do not show
+//!    that it is within the tolerance is a suspect: its estimated ratio plus one standard error is above 1 + tolerance.
 //! 2. *Confirmation.* Suspects run again, in pairs whose order a coin decides. Only these new pairs count, so that being
 //!    picked for a high value in the screening is no evidence. After 10, 20, 40, 80 and 160 pairs Wilcoxon's signed ranks
-//!    test "the ratio is at most 1 + tolerance". Because of the coin the test is exact whatever the noise.
+//!    test "the ratio is at most 1 + tolerance". Because of the coin the test is exact whatever the noise. A row is
+//!    cleared by what would have made it no suspect.
 //! 3. *Many rows, many looks.* The alarms allowed to the whole run (5 in 100 runs) are divided by the number of suspects
 //!    and of looks (Bonferroni): the confirmation does not know the screening's data, so only suspects count.
-//!    A row is cleared as soon as its estimate falls below 1 + tolerance / 2.
 
 use anyhow::Result;
 
-use super::statistics::{hodges_lehmann, rank_sum_p, signed_rank_p};
+use super::statistics::{hodges_lehmann, median, rank_sum_p, signed_rank_p};
 
 #[derive(Debug, Clone)]
 pub(crate) struct Rules {
@@ -44,8 +44,13 @@ pub(crate) enum Verdict {
 pub(crate) type Pair = (f64, f64);
 
 impl Rules {
+    /// Whether these pairs fail to show that the row is within the tolerance.
     pub(crate) fn is_suspect(&self, pairs: &[Pair]) -> bool {
-        hodges_lehmann(&logs(pairs)) > self.screening()
+        let logs = logs(pairs);
+        let center = median(&logs);
+        let deviations: Vec<f64> = logs.iter().map(|log| (log - center).abs()).collect();
+        let standard_error = 1.4826 * median(&deviations) / (logs.len() as f64).sqrt();
+        hodges_lehmann(&logs) + standard_error > (1.0 + self.tolerance).ln()
     }
 
     /// Whether independent processes of an earlier day look slower; there is no pairing to lean on.
@@ -56,10 +61,6 @@ impl Rules {
         rank_sum_p(&shifted, &old) <= self.alarms / suspects as f64
     }
 
-    fn screening(&self) -> f64 {
-        (1.0 + self.tolerance / 2.0).ln()
-    }
-
     /// The verdict after these pairs, none while it is open.
     fn look(&self, pairs: &[Pair], suspects: usize) -> Option<Verdict> {
         let logs = logs(pairs);
@@ -67,7 +68,7 @@ impl Rules {
         if signed_rank_p(&beyond) <= self.alarms / (suspects * self.looks.len()) as f64 {
             return Some(Verdict::Regression);
         }
-        (hodges_lehmann(&logs) < self.screening()).then_some(Verdict::Clear)
+        (!self.is_suspect(pairs)).then_some(Verdict::Clear)
     }
 }
 
@@ -119,35 +120,40 @@ fn logs(pairs: &[Pair]) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::{random::Random, statistics::spread};
+    use crate::bench::random::Random;
 
     /// Times of rows in processes of one unchanged program, one row a line, recorded beside builds.
     const RECORDED: &str = include_str!("../../tests/noise.tsv");
 
-    /// Noise with the recorded shape, tails included, and a chosen spread.
+    /// Noise with the recorded shape, tails included, and a chosen spread of single processes.
     struct Noise {
-        deviations: Vec<f64>,
+        /// Logarithms of the ratio of two processes that ran one after the other.
+        of_pairs: Vec<f64>,
         random: Random,
     }
 
     impl Noise {
-        fn new(spread_wanted: f64, seed: u64) -> Self {
-            let mut deviations = Vec::new();
+        fn new(spread: f64, seed: u64) -> Self {
+            let mut of_pairs = Vec::new();
             for line in RECORDED.lines().filter(|line| !line.starts_with('#')) {
                 let times: Vec<f64> = line.split('\t').skip(1).map(|time| time.parse().unwrap()).collect();
-                let (center, scale) = (crate::bench::statistics::median(&times), spread(&times));
-                deviations.extend(times.iter().map(|time| (time / center).ln() * spread_wanted / scale));
+                let logs: Vec<f64> = times.chunks_exact(2).map(|pair| (pair[0] / pair[1]).ln()).collect();
+                let sizes: Vec<f64> = logs.iter().map(|log| log.abs()).collect();
+                let scale = spread * 2f64.sqrt() / (1.4826 * median(&sizes));
+                of_pairs.extend(logs.iter().map(|log| log * scale));
             }
-            assert!(deviations.len() == 200, "{} recorded times", deviations.len());
-            Self { deviations, random: Random::new(seed) }
-        }
-
-        fn time(&mut self) -> f64 {
-            self.deviations[self.random.below(self.deviations.len())].exp()
+            assert!(of_pairs.len() >= 100, "{} recorded pairs", of_pairs.len());
+            Self { of_pairs, random: Random::new(seed) }
         }
 
         fn pair(&mut self, ratio: f64) -> Pair {
-            (ratio * self.time(), self.time())
+            let log = self.of_pairs[self.random.below(self.of_pairs.len())];
+            (ratio * if self.random.coin() { log } else { -log }.exp(), 1.0)
+        }
+
+        /// Of a single process.
+        fn time(&mut self) -> f64 {
+            self.pair(1.0).0.powf(0.5f64.sqrt())
         }
 
         /// A whole run: screening of all rows, confirmation of the suspects. Rows that were convicted.

@@ -8,6 +8,11 @@ use std::{
     fmt::Write as _,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
+    sync::{
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -93,7 +98,7 @@ pub(crate) fn run(workspace: &Path, args: &InstructionsArgs) -> Result<ExitCode>
     })
 }
 
-/// Every row that can be counted. Two at a time would not help: the rows are short, and cores are few where this matters.
+/// Every row that can be counted, on all cores: counts do not mind company.
 fn count_all(program: &Path, filter: Option<&str>) -> Result<BTreeMap<String, u64>> {
     let listed = Command::new(program).arg("--list").output();
     let listed = listed.with_context(|| format!("cannot start {}", program.display()))?;
@@ -101,18 +106,34 @@ fn count_all(program: &Path, filter: Option<&str>) -> Result<BTreeMap<String, u6
     let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
     let rows: Vec<&str> = listed.lines().filter(|row| filter.is_none_or(|part| row.contains(part))).collect();
     let progress = Progress::new("counting", rows.len());
-    let mut counts = BTreeMap::new();
-    for row in rows {
-        let (one, many) = (count(program, row, 1)?, count(program, row, ITERATIONS)?);
-        let per_iteration = many.checked_sub(one).with_context(|| {
-            format!(
-                "{row}: {ITERATIONS} iterations took fewer instructions than one; it does not repeat itself"
-            )
-        })?;
-        counts.insert(row.to_owned(), per_iteration / (ITERATIONS - 1));
-        progress.step(row);
-    }
-    Ok(counts)
+    let (next, (sender, receiver)) = (AtomicUsize::new(0), mpsc::channel());
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            let (rows, next, sender) = (&rows, &next, sender.clone());
+            scope.spawn(move || {
+                while let Some(row) = rows.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let counted = count_iteration(program, row).map(|count| ((*row).to_owned(), count));
+                    if sender.send(counted).is_err() {
+                        return; // another row failed
+                    }
+                }
+            });
+        }
+        drop(sender);
+        receiver
+            .iter()
+            .inspect(|counted| progress.step(counted.as_ref().map_or("", |(row, _)| row)))
+            .collect()
+    })
+}
+
+/// Instructions of one iteration of a row.
+fn count_iteration(program: &Path, row: &str) -> Result<u64> {
+    let (one, many) = (count(program, row, 1)?, count(program, row, ITERATIONS)?);
+    let several = many.checked_sub(one).with_context(|| {
+        format!("{row}: {ITERATIONS} iterations took fewer instructions than one; it does not repeat itself")
+    })?;
+    Ok(several / (ITERATIONS - 1))
 }
 
 fn count(program: &Path, row: &str, iterations: u64) -> Result<u64> {

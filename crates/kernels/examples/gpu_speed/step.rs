@@ -7,7 +7,7 @@ use metal_candle_kernels::{
     cross_entropy::{HeadWeight, LossParams, lm_head_loss_and_gradients},
     gated::{Activation, gated, gated_backward},
     linear::{Projection, linear, linear_backward, linear_backward_add},
-    lora::{LoraAdapter, LoraGradients, lora_backward, lora_down, lora_up_in_place},
+    lora::{LoraAdapter, LoraMember, lora_backward_together, lora_down_together, lora_up_together},
     rms_norm::{ResidualGradient, RmsNorm, add_rms_norm, rms_norm, rms_norm_backward},
     rope::{Pairs, Rotation, rope, rope_backward},
 };
@@ -90,9 +90,7 @@ fn one(device: &Device, sequences: usize, length: usize) -> Result<()> {
         gated_backward(&middle, &middle, &middle, Activation::Silu).map(|(first, second)| vec![first, second])
     })?;
     attention(&mut parts, device, sequences, length)?;
-    for (name, y) in [("q", &x), ("v", &narrow)] {
-        lora(&mut parts, name, &x, y)?;
-    }
+    adapters(&mut parts, &x, [&x, &narrow])?;
     let block_us = parts.block_us;
     parts.block_us = 0.0;
     let head = layer(VOCABULARY, HIDDEN, false)?;
@@ -129,27 +127,34 @@ fn attention(parts: &mut Parts<'_>, device: &Device, sequences: usize, length: u
     })
 }
 
-/// An adapter of rank 8 on a product of `x` with results like `y`.
-fn lora(parts: &mut Parts<'_>, name: &str, x: &Tensor, y: &Tensor) -> Result<()> {
+/// Adapters of rank 8 on two products of `x` with results like `products`.
+fn adapters(parts: &mut Parts<'_>, x: &Tensor, products: [&Tensor; 2]) -> Result<()> {
     const RANK: usize = 8;
-    let (inputs, outputs, device) = (x.dim(1)?, y.dim(1)?, x.device());
-    let a = random(&[RANK, inputs], DType::BF16, device)?;
-    let b = random(&[outputs, RANK], DType::BF16, device)?;
-    let adapter = LoraAdapter { a, b, scale: 2.0 };
-    let (da, db) = (
-        Tensor::zeros((RANK, inputs), DType::F32, device)?,
-        Tensor::zeros((outputs, RANK), DType::F32, device)?,
-    );
-    let (sum, dx) = (y.copy()?, x.copy()?);
-    let projected = lora_down(x, &adapter)?;
-    parts.time(&format!("adapter {name}, down"), 1, || keep(lora_down(x, &adapter)))?;
-    parts.time(&format!("adapter {name}, up"), 1, || {
-        lora_up_in_place(&projected, &sum, &adapter)?;
+    let (inputs, device) = (x.dim(1)?, x.device());
+    let matrices = products.map(|y| {
+        let a = random(&[RANK, inputs], DType::BF16, device)?;
+        let b = random(&[y.dim(1)?, RANK], DType::BF16, device)?;
+        let da = Tensor::zeros((RANK, inputs), DType::F32, device)?;
+        let db = Tensor::zeros((y.dim(1)?, RANK), DType::F32, device)?;
+        Ok::<_, candle_core::Error>((LoraAdapter { a, b, scale: 2.0 }, da, db))
+    });
+    let [queries, values] = matrices;
+    let matrices = [queries?, values?];
+    let adapters = [&matrices[0].0, &matrices[1].0];
+    let (sums, dx) = ([products[0].copy()?, products[1].copy()?], x.copy()?);
+    let projections = lora_down_together(x, &adapters)?;
+    parts.time("adapters q and v, down", 1, || Ok(lora_down_together(x, &adapters)?.each().to_vec()))?;
+    parts.time("adapters q and v, up", 1, || {
+        lora_up_together(&projections, &[&sums[0], &sums[1]], &adapters)?;
         Ok(vec![])
     })?;
-    parts.time(&format!("adapter {name}, back"), 1, || {
-        let into = LoraGradients { dx: Some(&dx), da: &da, db: &db };
-        lora_backward(x, y, &adapter, &projected, &into)?;
+    let members: Vec<_> = matrices
+        .iter()
+        .zip(products)
+        .map(|((adapter, da, db), dy)| LoraMember { adapter, dy, da, db })
+        .collect();
+    parts.time("adapters q and v, back", 1, || {
+        lora_backward_together(x, &projections, &members, Some(&dx))?;
         Ok(vec![])
     })
 }

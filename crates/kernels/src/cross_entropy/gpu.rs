@@ -8,6 +8,7 @@ use crate::{
     fresh::Fresh,
     gpu::{Argument, Float, Kernel, Launch, Module, Variant, launch, module},
     linear::Projection,
+    matmul::matmul,
 };
 
 static MODULE: Module = module!("cross_entropy");
@@ -15,7 +16,7 @@ static LOSS: Kernel = Kernel::new(&MODULE, "cross_entropy");
 static GRADIENT: Kernel = Kernel::new(&MODULE, "cross_entropy_gradient");
 
 /// Bytes of logits that are held at once.
-const LOGITS_BYTES: usize = 600 << 20;
+const LOGITS_BYTES: usize = 300 << 20;
 /// Tokens of a chunk are a multiple of this, which suits the products.
 const TOKENS_STEP: usize = 128;
 /// Accesses of 16 bytes that a thread keeps (`HELD` in the kernels).
@@ -91,7 +92,7 @@ fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if a.device().is_cpu() {
         return a.to_dtype(DType::F32)?.matmul(&b.to_dtype(DType::F32)?)?.to_dtype(a.dtype());
     }
-    a.matmul(b)
+    Ok(matmul(a, b)?.into_tensor())
 }
 
 /// Tokens per chunk: all chunks of nearly the same size, within what the logits may take.

@@ -11,6 +11,7 @@ use crate::{
 static MODULE: Module = module!("gated");
 static GATED: Kernel = Kernel::new(&MODULE, "gated");
 static BACKWARD: Kernel = Kernel::new(&MODULE, "gated_backward");
+static BACKWARD_IN_PLACE: Kernel = Kernel::new(&MODULE, "gated_backward_in_place");
 
 pub(super) fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Fresh> {
     let flat = Flat::of(&[gate, up])?;
@@ -52,4 +53,22 @@ pub(super) fn backward(
     // SAFETY: as `gated_backward` in kernels.gpu asks; shapes were checked by the caller.
     unsafe { launch(gate.device(), &flat.launch(&BACKWARD, &arguments))? };
     Ok((d_gate, d_up))
+}
+
+pub(super) fn backward_in_place(
+    gate: &Tensor,
+    up: &Tensor,
+    dy: &Tensor,
+    activation: Activation,
+) -> Result<()> {
+    let flat = Flat::of(&[gate, up, dy])?;
+    let arguments = [
+        Argument::Update(gate),
+        Argument::Update(up),
+        Argument::Read(dy),
+        Argument::U32(flat.count),
+        Argument::U32(activation as u32),
+    ];
+    // SAFETY: as `gated_backward_in_place` in kernels.gpu asks; shapes were checked by the caller.
+    unsafe { launch(gate.device(), &flat.launch(&BACKWARD_IN_PLACE, &arguments)) }
 }

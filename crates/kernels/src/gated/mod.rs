@@ -65,6 +65,29 @@ pub fn gated_backward(
     Ok((d_gate.into_tensor(), d_up.into_tensor()))
 }
 
+/// As [`gated_backward`]; a GPU puts the gradients into the memory of `gate` and `up`, which nobody else may hold.
+pub fn gated_backward_in_place(
+    gate: Tensor,
+    up: Tensor,
+    dy: &Tensor,
+    activation: Activation,
+) -> Result<(Tensor, Tensor)> {
+    if !runs_kernels(gate.device()) || narrow_on_cpu(&gate) {
+        return gated_backward(&gate, &up, dy, activation);
+    }
+    check("gated_backward_in_place", "up", &gate, &up)?;
+    check("gated_backward_in_place", "dy", &gate, dy)?;
+    for (name, tensor) in [("gate", &gate), ("up", &up)] {
+        if tensor.track_op() || !tensor.is_contiguous() {
+            bail!(
+                "gated_backward_in_place: `{name}` is changed: it must be contiguous and outside of any graph"
+            );
+        }
+    }
+    gpu::backward_in_place(&gate, &up, &dy.contiguous()?, activation)?;
+    Ok((gate, up))
+}
+
 fn check(operation: &str, name: &str, gate: &Tensor, other: &Tensor) -> Result<()> {
     if (gate.dims(), gate.dtype()) != (other.dims(), other.dtype()) {
         let (found, expected) = ((other.dims(), other.dtype()), (gate.dims(), gate.dtype()));

@@ -28,6 +28,25 @@ fn gated_activations_match_the_definition() {
 }
 
 #[test]
+fn gradients_in_place_are_those_beside() {
+    for shape in [&[3, 7][..], &[2, 3, 1000]] {
+        check(&Case {
+            op: "gated",
+            name: format!("in place {shape:?}"),
+            gates: [Gate::Gated, Gate::GatedBackward],
+            inputs: vec![random(1, shape, DType::F64), random(2, shape, DType::F64)],
+            run: &|inputs| Ok(vec![gated(&inputs[0], &inputs[1], Activation::Silu)?]),
+            gradients: Gradients::Explicit(&|inputs, dy| {
+                let (gate, up) = (inputs[0].copy()?, inputs[1].copy()?);
+                let (d_gate, d_up) = gated_backward_in_place(gate, up, &dy[0], Activation::Silu)?;
+                Ok(vec![d_gate, d_up])
+            }),
+            definition: &|inputs| Ok(vec![reference::gated(&inputs[0], &inputs[1], Activation::Silu)?]),
+        });
+    }
+}
+
+#[test]
 fn wrong_arguments_are_named() {
     let (gate, up) = (random(1, (2, 3), DType::F32), random(1, (2, 4), DType::F32));
     let message = crate::testing::message(gated(&gate, &up, Activation::Silu));

@@ -6,7 +6,7 @@ use super::Projection;
 use crate::{
     fresh::Fresh,
     gpu::{Argument, Kernel, Launch, Module, Variant, launch, module},
-    matmul::{Right, matmul, matmul_add},
+    matmul::{Right, matmul, matmul_add, matmul_bias},
 };
 
 static MODULE: Module = module!("linear");
@@ -17,10 +17,12 @@ const THREADS: usize = 256;
 
 /// `x [M, K]`
 pub(super) fn linear(x: &Tensor, projection: &Projection) -> Result<Fresh> {
-    let y = matmul(x, &projection.weight.detach().to_dtype(x.dtype())?.t()?)?;
-    match &projection.bias {
-        Some(bias) => add_bias(&y.into_tensor(), &bias.detach().to_dtype(x.dtype())?),
-        None => Ok(y),
+    let weight = projection.weight.detach().to_dtype(x.dtype())?.t()?;
+    let Some(bias) = &projection.bias else { return matmul(x, &weight) };
+    let bias = bias.detach().to_dtype(x.dtype())?.contiguous()?;
+    match matmul_bias(x, &weight, &bias)? {
+        Some(y) => Ok(y),
+        None => add_bias(&matmul(x, &weight)?.into_tensor(), &bias),
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
     matmul::{Right, matmul, matmul_add},
 };
 
-static MODULE: Module = module!("lora");
+pub(super) static MODULE: Module = module!("lora");
 static ROWS: Kernel = Kernel::new(&MODULE, "lora_rows");
 static ADD: Kernel = Kernel::new(&MODULE, "add_scaled");
 static OUTER: Kernel = Kernel::new(&MODULE, "lora_outer");
@@ -25,13 +25,13 @@ const ROW_THREADS: usize = 512;
 const ROW_GROUPS: usize = 264;
 
 /// Warps of a group of `lora_outer`, and the ranks that one of its threads sums (`WARPS`, `RANKS` in kernels.gpu).
-const WARPS: usize = 8;
-const RANKS: usize = 8;
+pub(super) const WARPS: usize = 8;
+pub(super) const RANKS: usize = 8;
 /// Warps of a group of `lora_sum_parts`: each sums some of the parts (`SUM_WARPS` in kernels.gpu).
 const SUM_WARPS: usize = 8;
 /// Groups of `lora_outer` that fill a large GPU, and the fewest rows that are worth a group.
-const OUTER_GROUPS: usize = 264;
-const FEWEST_ROWS: usize = 64;
+pub(super) const OUTER_GROUPS: usize = 264;
+pub(super) const FEWEST_ROWS: usize = 64;
 
 /// One launch: `y[row] += scale · B · (A · x[row])` with the adapter in the row's slot.
 pub(super) fn lora_rows_in_place(x: &Tensor, y: &Tensor, stack: [&Tensor; 3], slots: &Tensor) -> Result<()> {
@@ -153,14 +153,19 @@ fn add_outer(left: &Tensor, right: &Tensor, scale: f32, to: &Tensor, transposed:
     };
     // SAFETY: as `lora_outer` in kernels.gpu asks: `left [rows, rank]` and `right [rows, width]`.
     unsafe { launch(device, &multiplied)? };
-    let sums = sums.into_tensor();
+    sum_parts(&sums.into_tensor(), scale, to, transposed)
+}
+
+/// `to += scale · Σ sums [parts, r, width]`, or the transpose of that.
+pub(super) fn sum_parts(sums: &Tensor, scale: f32, to: &Tensor, transposed: bool) -> Result<()> {
+    let (parts, rank, width) = sums.dims3()?;
     let summed = Launch {
         kernel: &SUM,
         variant: Variant::Plain,
         groups: [(rank * width).div_ceil(32), 1, 1],
         threads: 32 * SUM_WARPS,
         arguments: &[
-            Argument::Read(&sums),
+            Argument::Read(sums),
             Argument::Update(to),
             Argument::U32(u32::try_from(parts)?),
             Argument::U32(u32::try_from(rank)?),
@@ -170,5 +175,5 @@ fn add_outer(left: &Tensor, right: &Tensor, scale: f32, to: &Tensor, transposed:
         ],
     };
     // SAFETY: as `lora_sum_parts` in kernels.gpu asks: `to` is `[rank, width]` or its transpose, in f32.
-    unsafe { launch(device, &summed) }
+    unsafe { launch(to.device(), &summed) }
 }

@@ -14,6 +14,7 @@ mod gpu;
 #[cfg(test)]
 mod reference;
 mod stack;
+mod together;
 
 use std::ops::Range;
 
@@ -21,6 +22,9 @@ use candle_core::{DType, Result, Tensor, bail};
 
 pub use dora::{Dora, DoraGradients, dora, dora_backward, dora_norm};
 pub use stack::{LoraStack, RowSlots, linear_with_adapters, lora_stacked_in_place};
+pub use together::{
+    LoraMember, LoraProjections, lora_backward_together, lora_down_together, lora_up_together,
+};
 
 use crate::{
     device::{narrow_on_cpu, runs_kernels},

@@ -21,9 +21,9 @@ use crate::{
 /// Code, tokenizer, data and what else a process holds.
 const PROCESS_BYTES: u64 = 48 << 20;
 /// What a GPU's libraries take once they are in use.
-const GPU_LIBRARY_BYTES: u64 = 64 << 20;
+const GPU_LIBRARY_BYTES: u64 = 96 << 20;
 /// The most that a GPU holds of the logits at once.
-const GPU_LOGIT_BYTES: u64 = 600 << 20;
+const GPU_LOGIT_BYTES: u64 = 300 << 20;
 /// Numbers of the partial sums of the head's gradient on the CPU, and rows that share them.
 const CPU_HEAD_SUMS: u64 = 16 << 20;
 const CPU_HEAD_ROWS: u64 = 512;
@@ -221,9 +221,15 @@ impl Block {
             adapts_down |= place.site.module == crate::lora::Module::Down;
         }
         let full = load.adapter.is_none();
-        // The gradients of the middle, of gate and of up, beside that of the stream and two of the block's inputs; where
-        // `down` is trained, the middle itself comes once more before these are there.
-        let mlp_work = 3 * middle + 3 * hidden + if adapts_down || full { middle / 2 } else { 0 };
+        // The gradients of the middle, and on the CPU of gate and of up, which take the places of those elsewhere, beside
+        // that of the stream and two of the block's inputs; where `down` is trained, the middle itself comes once more.
+        let gradients = if load.cpu { 3 * middle } else { middle };
+        let again = match (adapts_down || full, load.cpu) {
+            (false, _) => 0,
+            (true, true) => middle / 2,
+            (true, false) => middle,
+        };
+        let mlp_work = gradients + 3 * hidden + again;
         let attention_work = 3 * queries + 2 * keys + 4 * hidden;
         Self { hidden, saved, saved_f32: attention.heads as u64, working: mlp_work.max(attention_work) }
     }

@@ -10,7 +10,7 @@ use metal_candle_kernels::{
 
 use super::{
     BlockGradients, Shared, add_norm_gradient,
-    part::{InputGradient, PartOf, SavedPart},
+    part::{self, PartOf, SavedParts},
 };
 use crate::{
     lora::{BlockAdapter, Part},
@@ -27,11 +27,12 @@ pub(super) struct SavedAttention {
     values: Tensor,  // [T, kv_heads, head_dim]
     mixed: Tensor,   // [T, heads, head_dim]
     lse: Tensor,     // [heads, T]
-    query_part: SavedPart,
-    key_part: SavedPart,
-    value_part: SavedPart,
-    output_part: SavedPart,
+    input_parts: SavedParts<3>,
+    output_part: SavedParts<1>,
 }
+
+/// The products of a block's input.
+const INPUT_PARTS: [Part; 3] = [Part::Queries, Part::Keys, Part::Values];
 
 /// `x [T, hidden] → [T, hidden]`
 pub(super) fn forward(
@@ -45,9 +46,7 @@ pub(super) fn forward(
     let spec = &attention.spec;
     let part = |part| PartOf::new(part, layer, attention.projection(part), adapter);
     let [queries, keys, values] = linear_many(x, [&attention.queries, &attention.keys, &attention.values])?;
-    let query_part = part(Part::Queries).adapt(x, &queries, shared)?;
-    let key_part = part(Part::Keys).adapt(x, &keys, shared)?;
-    let value_part = part(Part::Values).adapt(x, &values, shared)?;
+    let input_parts = part::adapt(INPUT_PARTS.map(part), x, [&queries, &keys, &values], shared)?;
 
     let before = |norm: &Option<RmsNorm>, x: &Tensor| norm.as_ref().map(|_| x.clone());
     let queries_before = before(&attention.query_norm, &queries);
@@ -61,7 +60,7 @@ pub(super) fn forward(
 
     let flat = mixed.reshape((count, spec.query_size()))?;
     let y = linear(&flat, &attention.output)?;
-    let output_part = part(Part::Output).adapt(&flat, &y, shared)?;
+    let output_part = part::adapt([part(Part::Output)], &flat, [&y], shared)?;
     let saved = SavedAttention {
         queries_before,
         keys_before,
@@ -70,9 +69,7 @@ pub(super) fn forward(
         values,
         mixed,
         lse,
-        query_part,
-        key_part,
-        value_part,
+        input_parts,
         output_part,
     };
     Ok((y, saved))
@@ -94,17 +91,9 @@ pub(super) fn back(
     let count = x.dim(0)?;
     let spec = &attention.spec;
     let part = |part| PartOf::new(part, layer, attention.projection(part), adapter);
-    let sums = |part| gradients.parts.get(&part);
-
     let flat = saved.mixed.reshape((count, spec.query_size()))?;
-    let d_mixed = part(Part::Output).back(
-        &flat,
-        &saved.output_part,
-        dy,
-        InputGradient::New,
-        shared,
-        sums(Part::Output),
-    )?;
+    let output = [part(Part::Output)];
+    let d_mixed = part::back(output, &flat, &saved.output_part, [dy], true, shared, &gradients.parts)?;
     let d_mixed = d_mixed.expect("asked for").reshape(saved.mixed.shape())?;
     let SavedAttention { queries, keys, values, mixed, lse, .. } = saved;
     let packing = shared.packing(params(attention));
@@ -118,15 +107,8 @@ pub(super) fn back(
     let d_keys = position_back(attention, d_keys, saved.keys_before, norm, sum, shared)?;
     let d_values = d_values.reshape((count, spec.key_size()))?;
 
-    let back = |which, saved: &SavedPart, dy: &Tensor, wanted: InputGradient<'_>| {
-        part(which).back(x, saved, dy, wanted, shared, sums(which))
-    };
-    let first = if wanted { InputGradient::New } else { InputGradient::Unwanted };
-    let d_x = back(Part::Queries, &saved.query_part, &d_queries, first)?;
-    let next = d_x.as_ref().map_or(InputGradient::Unwanted, InputGradient::AddTo);
-    back(Part::Keys, &saved.key_part, &d_keys, next)?;
-    back(Part::Values, &saved.value_part, &d_values, next)?;
-    Ok(d_x)
+    let d_products = [&d_queries, &d_keys, &d_values];
+    part::back(INPUT_PARTS.map(part), x, &saved.input_parts, d_products, wanted, shared, &gradients.parts)
 }
 
 /// Back through rotation and norm: `[T, heads, head_dim] → [T, heads · head_dim]`.

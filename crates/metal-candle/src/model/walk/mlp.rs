@@ -2,13 +2,13 @@
 
 use candle_core::{Result, Tensor};
 use metal_candle_kernels::{
-    gated::{gated, gated_backward},
+    gated::{gated, gated_backward_in_place},
     linear::{linear, linear_many},
 };
 
 use super::{
     Shared,
-    part::{InputGradient, PartGradients, PartOf, SavedPart},
+    part::{self, PartGradients, PartOf, SavedParts},
 };
 use crate::{
     lora::{BlockAdapter, Part},
@@ -19,9 +19,8 @@ use crate::{
 pub(super) struct SavedMlp {
     gate: Tensor, // [T, intermediate]
     up: Tensor,   // [T, intermediate]
-    gate_part: SavedPart,
-    up_part: SavedPart,
-    down_part: SavedPart,
+    input_parts: SavedParts<2>,
+    down_part: SavedParts<1>,
 }
 
 /// `x [T, hidden] → [T, hidden]`
@@ -35,7 +34,7 @@ pub(super) fn forward(
     let (middle, mut saved) = forward_inner(mlp, x, layer, adapter, shared)?;
     let down = PartOf::new(Part::Down, layer, &mlp.down, adapter);
     let y = linear(&middle, &mlp.down)?;
-    saved.down_part = down.adapt(&middle, &y, shared)?;
+    saved.down_part = part::adapt([down], &middle, [&y], shared)?;
     Ok((y, saved))
 }
 
@@ -49,10 +48,9 @@ pub(super) fn forward_inner(
 ) -> Result<(Tensor, SavedMlp)> {
     let part = |part| PartOf::new(part, layer, mlp.projection(part), adapter);
     let [gate, up] = linear_many(x, [&mlp.gate, &mlp.up])?;
-    let gate_part = part(Part::Gate).adapt(x, &gate, shared)?;
-    let up_part = part(Part::Up).adapt(x, &up, shared)?;
+    let input_parts = part::adapt([Part::Gate, Part::Up].map(part), x, [&gate, &up], shared)?;
     let middle = gated(&gate, &up, mlp.activation)?;
-    Ok((middle, SavedMlp { gate, up, gate_part, up_part, down_part: SavedPart::default() }))
+    Ok((middle, SavedMlp { gate, up, input_parts, down_part: SavedParts::nothing() }))
 }
 
 /// The gradient of `x` from that of the result.
@@ -68,20 +66,17 @@ pub(super) fn back(
     gradients: &PartGradients,
 ) -> Result<Tensor> {
     let part = |part| PartOf::new(part, layer, mlp.projection(part), adapter);
-    let SavedMlp { gate, up, gate_part, up_part, down_part } = saved;
-    let down = part(Part::Down);
-    let sums = gradients.get(&Part::Down);
+    let SavedMlp { gate, up, input_parts, down_part } = saved;
     // Only a trained product asks for its input.
-    let middle = if sums.is_some() { gated(&gate, &up, mlp.activation)? } else { gate.clone() };
-    let d_middle = down.back(&middle, &down_part, dy, InputGradient::New, shared, sums)?.expect("asked for");
+    let is_trained = gradients.contains_key(&Part::Down);
+    let middle = if is_trained { gated(&gate, &up, mlp.activation)? } else { gate.clone() };
+    let d_middle = part::back([part(Part::Down)], &middle, &down_part, [dy], true, shared, gradients)?;
+    let d_middle = d_middle.expect("asked for");
     drop(middle);
-    let (d_gate, d_up) = gated_backward(&gate, &up, &d_middle, mlp.activation)?;
-    drop((d_middle, gate, up));
-    let back = |which, saved: &SavedPart, dy: &Tensor, wanted: InputGradient<'_>| {
-        let found = part(which).back(x, saved, dy, wanted, shared, gradients.get(&which))?;
-        Ok::<_, candle_core::Error>(found.expect("asked for"))
-    };
-    let d_x = back(Part::Gate, &gate_part, &d_gate, InputGradient::New)?;
-    drop(d_gate);
-    back(Part::Up, &up_part, &d_up, InputGradient::AddTo(&d_x))
+    // Nobody else holds `gate` and `up`.
+    let (d_gate, d_up) = gated_backward_in_place(gate, up, &d_middle, mlp.activation)?;
+    drop(d_middle);
+    let parts = [Part::Gate, Part::Up].map(part);
+    let d_x = part::back(parts, x, &input_parts, [&d_gate, &d_up], true, shared, gradients)?;
+    Ok(d_x.expect("asked for"))
 }

@@ -264,7 +264,7 @@ impl Walk<'_> {
         let scale = shared.residual_scale;
 
         let d_delta = delta_back(&d_out, after_mlp.as_ref(), saved.mlp_delta, scale, &gradients.after_mlp)?;
-        let x = normed(&saved.middle, before_mlp.as_ref())?;
+        let x = input_again(&saved.middle, before_mlp.as_ref(), &gradients.parts, &[Part::Gate, Part::Up])?;
         let d_x = mlp::back(&block.mlp, &x, saved.mlp, &d_delta, layer, adapter, shared, &gradients.parts)?;
         add_norm_gradient_of(&gradients.before_mlp, &saved.middle, before_mlp.as_ref(), &d_x)?;
         drop(x);
@@ -277,7 +277,8 @@ impl Walk<'_> {
             scale,
             &gradients.after_attention,
         )?;
-        let x = normed(&saved.input, before_attention.as_ref())?;
+        let parts = [Part::Queries, Part::Keys, Part::Values];
+        let x = input_again(&saved.input, before_attention.as_ref(), &gradients.parts, &parts)?;
         let d_x = attention::back(
             &block.attention,
             &x,
@@ -309,6 +310,18 @@ impl Shared<'_> {
 /// The input of half a block.
 fn normed(stream: &Tensor, norm: Option<&RmsNorm>) -> candle_core::Result<Tensor> {
     norm.map_or_else(|| Ok(stream.clone()), |norm| rms_norm(stream, norm))
+}
+
+/// The input of half a block for the gradients of its first products, where any of them is trained. Nobody reads the input
+/// of the others.
+fn input_again(
+    stream: &Tensor,
+    norm: Option<&RmsNorm>,
+    gradients: &PartGradients,
+    parts: &[Part],
+) -> candle_core::Result<Tensor> {
+    let is_read = parts.iter().any(|part| gradients.contains_key(part));
+    if is_read { normed(stream, norm) } else { Ok(stream.clone()) }
 }
 
 /// The gradient of what half a block made, from that of the stream that it was added to.

@@ -10,7 +10,9 @@ use metal_candle_kernels::{
         Projection, linear_backward, linear_backward_add, linear_bias_backward, linear_weight_backward,
     },
     lora::{
-        LoraAdapter, LoraGradients, LoraSegment, lora_backward, lora_down, lora_in_place, lora_up_in_place,
+        LoraAdapter, LoraGradients, LoraMember, LoraProjections, LoraSegment, lora_backward,
+        lora_backward_together, lora_down, lora_down_together, lora_in_place, lora_up_in_place,
+        lora_up_together,
     },
 };
 
@@ -53,16 +55,24 @@ pub(crate) struct Dropout {
 
 /// What the product of a part leaves for its way back.
 #[derive(Debug, Default)]
-pub(super) struct SavedPart {
+struct SavedPart {
     /// `x · Aᵀ [T, r]`
     projected: Option<Tensor>,
     /// What DoRA scales, `[T, N]`.
     sum: Option<Tensor>,
 }
 
+/// What products of one input leave for their way back.
+#[derive(Debug)]
+pub(super) struct SavedParts<const COUNT: usize> {
+    each: [SavedPart; COUNT],
+    /// `x · Aᵀ` of all adapters, where they are plain: then nothing else is saved.
+    together: Option<LoraProjections>,
+}
+
 /// What becomes of the gradient of a product's input.
 #[derive(Clone, Copy)]
-pub(super) enum InputGradient<'a> {
+enum InputGradient<'a> {
     /// Nobody asks.
     Unwanted,
     /// A tensor of its own.
@@ -80,6 +90,78 @@ pub(super) struct PartOf<'a> {
     pub(super) active: Option<&'a ActiveLayer>,
 }
 
+/// Puts the adapters into the products `products` of `x`.
+pub(super) fn adapt<const COUNT: usize>(
+    parts: [PartOf<'_>; COUNT],
+    x: &Tensor,
+    products: [&Tensor; COUNT],
+    shared: &Shared<'_>,
+) -> Result<SavedParts<COUNT>> {
+    let (active, adapted): (Vec<_>, Vec<_>) =
+        parts.iter().zip(products).filter_map(|(part, y)| Some((part.active?, y))).unzip();
+    let mut saved = SavedParts::nothing();
+    if active.is_empty() {
+        return Ok(saved);
+    }
+    if shared.dropout.is_none() && active.iter().all(|layer| layer.frozen.is_none() && layer.dora.is_none()) {
+        let adapters: Vec<_> = active.iter().map(|layer| &layer.lora).collect();
+        let projections = lora_down_together(x, &adapters)?;
+        lora_up_together(&projections, &adapted, &adapters)?;
+        saved.together = Some(projections);
+        return Ok(saved);
+    }
+    for ((part, y), saved) in parts.iter().zip(products).zip(&mut saved.each) {
+        *saved = part.adapt(x, y, shared)?;
+    }
+    Ok(saved)
+}
+
+/// Adds the gradients of what is trained in the products of `x`; returns that of `x`, if it is wanted.
+pub(super) fn back<const COUNT: usize>(
+    parts: [PartOf<'_>; COUNT],
+    x: &Tensor,
+    saved: &SavedParts<COUNT>,
+    d_products: [&Tensor; COUNT],
+    wanted: bool,
+    shared: &Shared<'_>,
+    gradients: &PartGradients,
+) -> Result<Option<Tensor>> {
+    let mut d_x: Option<Tensor> = None;
+    for ((part, saved), dy) in parts.iter().zip(&saved.each).zip(d_products) {
+        let into = match &d_x {
+            _ if !wanted => InputGradient::Unwanted,
+            None => InputGradient::New,
+            Some(d_x) => InputGradient::AddTo(d_x),
+        };
+        let found = part.back(x, saved, dy, into, shared, gradients.get(&part.part))?;
+        d_x = found.or(d_x);
+    }
+    let Some(projections) = &saved.together else { return Ok(d_x) };
+    let active = parts.iter().zip(d_products).filter_map(|(part, dy)| Some((part, &part.active?.lora, dy)));
+    let mut members = Vec::with_capacity(COUNT);
+    for (part, adapter, dy) in active.clone() {
+        if let Some(LoraSums { a, b, .. }) = gradients.get(&part.part).and_then(|sums| sums.lora.as_ref()) {
+            members.push(LoraMember { adapter, dy, da: a, db: b });
+        }
+    }
+    if members.len() == projections.each().len() {
+        lora_backward_together(x, projections, &members, d_x.as_ref())?;
+        return Ok(d_x);
+    }
+    for ((part, adapter, dy), projected) in active.zip(projections.each()) {
+        let sums = gradients.get(&part.part).and_then(|sums| sums.lora.as_ref());
+        part.adapter_back(x, projected, dy, d_x.as_ref(), shared, sums, adapter)?;
+    }
+    Ok(d_x)
+}
+
+impl<const COUNT: usize> SavedParts<COUNT> {
+    /// What products without adapters leave.
+    pub(super) const fn nothing() -> Self {
+        Self { each: [const { SavedPart { projected: None, sum: None } }; COUNT], together: None }
+    }
+}
+
 impl<'a> PartOf<'a> {
     pub(super) fn new(
         part: Part,
@@ -91,7 +173,7 @@ impl<'a> PartOf<'a> {
     }
 
     /// Puts the adapter into the product `y` of `x`.
-    pub(super) fn adapt(&self, x: &Tensor, y: &Tensor, shared: &Shared<'_>) -> Result<SavedPart> {
+    fn adapt(&self, x: &Tensor, y: &Tensor, shared: &Shared<'_>) -> Result<SavedPart> {
         let Some(active) = self.active else { return Ok(SavedPart::default()) };
         if let Some(frozen) = &active.frozen {
             lora_in_place(x, y, &[LoraSegment { rows: 0..x.dim(0)?, adapter: frozen }])?;
@@ -114,7 +196,7 @@ impl<'a> PartOf<'a> {
     }
 
     /// Adds the gradients of what is trained; returns that of `x`, if it is wanted.
-    pub(super) fn back(
+    fn back(
         &self,
         x: &Tensor,
         saved: &SavedPart,

@@ -1,4 +1,7 @@
-//! Candle's own matrix product (cuBLAS, Metal's gemm), as storage that an op can put into the graph itself.
+//! Matrix products of a device's library (cuBLAS, Metal's gemm), as storage that an op can put into the graph itself.
+
+#[cfg(feature = "cuda")]
+mod cuda;
 
 use candle_core::{DType, Layout, Result, Storage, Tensor, backend::BackendStorage, bail};
 
@@ -14,6 +17,9 @@ pub(crate) fn matmul(a: &Tensor, b: &Tensor) -> Result<Fresh> {
     if rows * inner * columns == 0 {
         return zeros(a, (rows, columns));
     }
+    if let Some(found) = large_product(a, b, None)? {
+        return Ok(found);
+    }
     let ((left, left_layout), (right, right_layout)) = (a.storage_and_layout(), b.storage_and_layout());
     let sizes = (1, rows, columns, inner);
     let storage = match (&*left, &*right) {
@@ -27,6 +33,14 @@ pub(crate) fn matmul(a: &Tensor, b: &Tensor) -> Result<Fresh> {
         _ => bail!("the two factors of a product are on different devices"),
     };
     Ok(Fresh { storage, shape: (rows, columns).into() })
+}
+
+/// `a [M, K] · b [K, N] + bias [N]` in one pass over the result, where this device can; as [`matmul`] otherwise.
+pub(crate) fn matmul_bias(a: &Tensor, b: &Tensor, bias: &Tensor) -> Result<Option<Fresh>> {
+    if a.dims2()?.1 != b.dims2()?.0 || bias.dims() != [b.dim(1)?] || bias.dtype() != a.dtype() {
+        bail!("a product of {:?} and {:?} with a bias {:?} is not defined", a.dims(), b.dims(), bias.dims());
+    }
+    large_product(a, b, Some(bias))
 }
 
 /// The second factor of [`matmul_add`], of the first's dtype and contiguous.
@@ -52,11 +66,37 @@ pub(crate) fn matmul_add(a: &Tensor, b: Right<'_>, scale: f32, into: &Tensor) ->
     match a.device() {
         #[cfg(feature = "cuda")]
         candle_core::Device::Cuda(device) if rows * inner * columns > 0 => {
-            cuda::matmul_add(device, [a, b, into], [rows, inner, columns], transposed, scale)
+            let b = if transposed { b.t()? } else { b.clone() };
+            if cuda::large_product_into(device, a, &b, None, scale, cuda::Target::Add(into))? {
+                return Ok(true);
+            }
+            let b = if transposed { b.t()? } else { b };
+            cuda::matmul_add(device, [a, &b, into], [rows, inner, columns], transposed, scale)
         }
         _ => {
             let _ = (transposed, scale);
             Ok(false)
+        }
+    }
+}
+
+/// A product that is worth a choice among the library's kernels, where this device has such a choice.
+fn large_product(a: &Tensor, b: &Tensor, bias: Option<&Tensor>) -> Result<Option<Fresh>> {
+    match a.device() {
+        #[cfg(feature = "cuda")]
+        candle_core::Device::Cuda(device) => {
+            if !cuda::is_large(a, b)? {
+                return Ok(None);
+            }
+            let shape = (a.dim(0)?, b.dim(1)?);
+            // SAFETY: the product writes every element, or nobody sees the result.
+            let y = unsafe { Fresh::uninitialized(shape, a.dtype(), a.device())? };
+            let is_made = cuda::large_product_into(device, a, b, bias, 1.0, cuda::Target::New(&y))?;
+            Ok(is_made.then_some(y))
+        }
+        _ => {
+            let _ = (b, bias);
+            Ok(None)
         }
     }
 }
@@ -80,73 +120,4 @@ fn zeros(like: &Tensor, shape: (usize, usize)) -> Result<Fresh> {
         Device::Metal(device) => Storage::Metal(device.zeros_impl(&shape, dtype)?),
     };
     Ok(Fresh { storage, shape })
-}
-
-#[cfg(feature = "cuda")]
-mod cuda {
-    use std::ffi::c_void;
-
-    use candle_core::{
-        CudaDevice, DType, Result, Tensor,
-        cuda_backend::{
-            WrapErr,
-            cudarc::cublas::{result::gemm_ex, sys},
-        },
-    };
-
-    use crate::gpu::{Argument, cuda::with_addresses};
-
-    /// cuBLAS counts columns first: it is told of `intoᵀ += scale · bᵀ · aᵀ`.
-    pub(super) fn matmul_add(
-        device: &CudaDevice,
-        [a, b, into]: [&Tensor; 3],
-        [rows, inner, columns]: [usize; 3],
-        transposed: bool,
-        scale: f32,
-    ) -> Result<bool> {
-        let number = match a.dtype() {
-            DType::BF16 => sys::cudaDataType::CUDA_R_16BF,
-            DType::F16 => sys::cudaDataType::CUDA_R_16F,
-            DType::F32 => sys::cudaDataType::CUDA_R_32F,
-            _ => return Ok(false),
-        };
-        let [rows, inner, columns] = [i32::try_from(rows)?, i32::try_from(inner)?, i32::try_from(columns)?];
-        let one = 1f32;
-        let [scale, one] = [&scale, &one].map(|number| std::ptr::from_ref(number).cast::<c_void>());
-        let arguments = [Argument::Read(a), Argument::Read(b), Argument::Update(into)];
-        let blas = device.cublas_handle();
-        with_addresses(device, "matmul_add", &arguments, |addresses| {
-            let &[a, b, into] = addresses else { unreachable!("an address for each argument") };
-            let as_is = sys::cublasOperation_t::CUBLAS_OP_N;
-            let (of_b, from_row_to_row) =
-                if transposed { (sys::cublasOperation_t::CUBLAS_OP_T, inner) } else { (as_is, columns) };
-            // SAFETY: the addresses are those of dense matrices of these sizes and this type, which live until after the
-            // launch; the handle is the device's.
-            unsafe {
-                gemm_ex(
-                    *blas.handle(),
-                    of_b,
-                    as_is,
-                    columns,
-                    rows,
-                    inner,
-                    scale,
-                    b as *const c_void,
-                    number,
-                    from_row_to_row,
-                    a as *const c_void,
-                    number,
-                    inner,
-                    one,
-                    into as *mut c_void,
-                    number,
-                    columns,
-                    sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-                    sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
-                )
-            }
-            .w()?;
-            Ok(true)
-        })
-    }
 }

@@ -1,0 +1,112 @@
+//! Adapters of several products of one input, trained together: their passes over the input and its gradient are one.
+//!
+//! M: rows, K: inputs, N: a product's outputs, r: an adapter's rank.
+
+mod gpu;
+
+use candle_core::{Result, Tensor, bail};
+
+use super::{
+    LoraAdapter, LoraGradients, check_adapter, check_changeable, lora_backward, lora_down, lora_up_in_place,
+};
+use crate::{device::runs_kernels, linear::rows};
+
+/// One of the adapters on the way back.
+#[derive(Debug, Clone, Copy)]
+pub struct LoraMember<'a> {
+    /// What is trained.
+    pub adapter: &'a LoraAdapter,
+    /// The gradient of its product's result, `[M, N]`.
+    pub dy: &'a Tensor,
+    /// Where the gradient of A is added, `[r, K]` in f32.
+    pub da: &'a Tensor,
+    /// Where the gradient of B is added, `[N, r]` in f32.
+    pub db: &'a Tensor,
+}
+
+/// `x · Aᵀ [M, r]` of each adapter.
+#[derive(Debug, Clone)]
+pub struct LoraProjections {
+    each: Vec<Tensor>,
+    /// All of them, one behind the other, where they were made at once.
+    all: Option<Tensor>,
+}
+
+impl LoraProjections {
+    /// Those of the adapters, in their order.
+    pub fn each(&self) -> &[Tensor] {
+        &self.each
+    }
+}
+
+/// [`lora_down`] of each adapter.
+pub fn lora_down_together(x: &Tensor, adapters: &[&LoraAdapter]) -> Result<LoraProjections> {
+    for adapter in adapters {
+        check_adapter("lora_down_together", x, adapter)?;
+    }
+    let factors: Vec<_> = adapters.iter().map(|adapter| &adapter.a).collect();
+    if runs_kernels(x.device()) {
+        let x = rows(x)?;
+        if gpu::is_for(&vec![&x; factors.len()], &factors, 0) {
+            return gpu::pull(&vec![&x; factors.len()], &factors, false);
+        }
+    }
+    let each = adapters.iter().map(|adapter| lora_down(x, adapter)).collect::<Result<_>>()?;
+    Ok(LoraProjections { each, all: None })
+}
+
+/// [`lora_up_in_place`] of each adapter into a product of its own.
+pub fn lora_up_together(
+    projections: &LoraProjections,
+    products: &[&Tensor],
+    adapters: &[&LoraAdapter],
+) -> Result<()> {
+    check_counts("lora_up_together", projections, products.len(), adapters.len())?;
+    for ((projected, y), adapter) in projections.each.iter().zip(products).zip(adapters) {
+        let fits =
+            y.dims() == [projected.dim(0)?, adapter.outputs()] && projected.dim(1)? == adapter.b.dim(1)?;
+        if fits && runs_kernels(y.device()) && gpu::is_for(&[y, projected], &[&adapter.b], 1) {
+            check_changeable("lora_up_together", "y", y)?;
+            gpu::push(y, projected, &[(&adapter.b, adapter.scale)], true)?;
+        } else {
+            lora_up_in_place(projected, y, adapter)?;
+        }
+    }
+    Ok(())
+}
+
+/// [`lora_backward`] of each adapter; `dx [M, K]` gets the sum of what goes through all of them.
+pub fn lora_backward_together(
+    x: &Tensor,
+    projections: &LoraProjections,
+    members: &[LoraMember<'_>],
+    dx: Option<&Tensor>,
+) -> Result<()> {
+    check_counts("lora_backward_together", projections, members.len(), members.len())?;
+    if let Some(all) = &projections.all
+        && gpu::backward(x, all, members, dx)?
+    {
+        return Ok(());
+    }
+    for (LoraMember { adapter, dy, da, db }, projected) in members.iter().zip(&projections.each) {
+        lora_backward(x, dy, adapter, projected, &LoraGradients { dx, da, db })?;
+    }
+    Ok(())
+}
+
+fn check_counts(
+    operation: &str,
+    projections: &LoraProjections,
+    products: usize,
+    adapters: usize,
+) -> Result<()> {
+    let count = projections.each.len();
+    if [products, adapters] != [count, count] {
+        bail!("{operation}: {count} projections and {products} products for {adapters} adapters");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod suite;
