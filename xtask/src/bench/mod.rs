@@ -131,6 +131,10 @@ struct MeasureArgs {
     #[arg(long, value_name = "N", requires = "peers")]
     peer_rounds: Option<usize>,
 
+    /// Take what benches/peers/suite.py --json wrote earlier
+    #[arg(long, value_name = "FILE", conflicts_with = "peers")]
+    peers_from: Option<PathBuf>,
+
     /// Where to put the result [default: bench-results/DATE]
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
@@ -200,7 +204,11 @@ fn run_measurement(workspace: &Path, args: &MeasureArgs) -> Result<ExitCode> {
         (Some(before), Some(after)) => Some(before.best(&after)),
         (before, after) => before.or(after),
     };
-    let peers = if args.peers { Some(measure_peers(workspace, args, &programs)?) } else { None };
+    let peers = match &args.peers_from {
+        Some(file) => Some(peers::read(file)?),
+        None if args.peers => Some(measure_peers(workspace, args, &programs)?),
+        None => None,
+    };
     let result = RunResult {
         schema: SCHEMA,
         started: stamp(started),
@@ -274,16 +282,14 @@ fn probe(programs: &Programs, setup: &Setup) -> Result<Option<Limits>> {
 }
 
 fn measure_peers(workspace: &Path, args: &MeasureArgs, programs: &Programs) -> Result<peers::Peers> {
-    let program = match (&args.programs.prebuilt, programs.others.get("metal-candle")) {
-        (None, _) => programs::build_metal_candle(workspace, &args.programs.features())?,
-        (Some(_), Some(program)) => program.clone(),
-        (Some(folder), None) => {
-            anyhow::bail!("--peers needs the program metal-candle, which {} lacks", folder.display())
-        }
+    let built = match &args.programs.prebuilt {
+        Some(_) => programs.clone(),
+        None => programs::build_for_peers(workspace, &args.programs.features())?,
     };
     let settings = peers::Settings {
         device: &args.programs.device,
-        program: &program,
+        program: built.other("metal-candle")?,
+        op_speed: built.other("op_speed")?,
         rounds: args.peer_rounds,
         install: args.install_peers,
     };

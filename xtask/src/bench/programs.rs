@@ -26,16 +26,18 @@ pub(crate) fn build(workspace: &Path, features: &[String]) -> Result<Programs> {
     cargo(workspace, &arguments, features)
 }
 
-/// Builds `metal-candle` itself, for the comparison with peers.
-pub(crate) fn build_metal_candle(workspace: &Path, features: &[String]) -> Result<PathBuf> {
-    let programs = cargo(workspace, &["build", "--release", "--package", "metal-candle-cli"], features)?;
-    programs.others.get("metal-candle").cloned().context("cargo built no program called metal-candle")
+/// Builds what is compared with peers: `metal-candle` and `op_speed`.
+pub(crate) fn build_for_peers(workspace: &Path, features: &[String]) -> Result<Programs> {
+    let mut programs = cargo(workspace, &["build", "--release", "--package", "metal-candle-cli"], features)?;
+    let arguments = ["build", "--release", "--package", "metal-candle-kernels", "--example", "op_speed"];
+    programs.others.extend(cargo(workspace, &arguments, features)?.others);
+    Ok(programs)
 }
 
 /// The package's program `name` as tests build it: the kernels are optimised there too, and CI has built all of it.
 pub(crate) fn build_for_counting(workspace: &Path, name: &str) -> Result<PathBuf> {
     let programs = cargo(workspace, &["build", "--package", PACKAGE, "--bin", name], &[])?;
-    programs.others.get(name).cloned().with_context(|| format!("cargo built no program called {name}"))
+    Ok(programs.other(name)?.to_owned())
 }
 
 /// Runs cargo and reads from its messages where the programs are.
@@ -90,6 +92,11 @@ pub(crate) fn prebuilt(folder: &Path) -> Result<Programs> {
 }
 
 impl Programs {
+    pub(crate) fn other(&self, name: &str) -> Result<&Path> {
+        let path = self.others.get(name).map(PathBuf::as_path);
+        path.with_context(|| format!("there is no program `{name}` beside the bench programs"))
+    }
+
     /// Copies the bench programs to where `prebuilt` finds them.
     pub(crate) fn copy_to(&self, folder: &Path) -> Result<()> {
         std::fs::create_dir_all(folder)?;

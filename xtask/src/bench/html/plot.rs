@@ -57,8 +57,10 @@ impl Scale {
             let decades = (self.high / self.low).log10();
             let steps: &[f64] = if decades > 3.0 {
                 &[1.0]
-            } else if decades > 1.2 {
+            } else if decades > 2.0 {
                 &[1.0, 3.0]
+            } else if decades > 1.2 {
+                &[1.0, 2.0, 5.0]
             } else if decades > 0.5 {
                 &[1.0, 1.5, 2.0, 3.0, 5.0, 7.0]
             } else {

@@ -46,9 +46,14 @@ impl List {
 /// `group/` soft, the rest plain.
 fn name(row: &str) -> String {
     match row.split_once('/') {
-        Some((group, rest)) => format!("<small>{}/</small>{}", escape(group), escape(rest)),
-        None => escape(row),
+        Some((group, rest)) => format!("<small>{}/</small> {}", breakable(group), breakable(rest)),
+        None => breakable(row),
     }
+}
+
+/// May be broken after what separates its words.
+fn breakable(name: &str) -> String {
+    escape(name).replace('_', "_<wbr>").replace('/', "/<wbr>")
 }
 
 fn ratio(interval: Interval) -> String {
@@ -280,7 +285,7 @@ fn row_strip(row: &Row) -> String {
     let short = row.row.split_once('/').map_or(row.row.as_str(), |(_, rest)| rest);
     format!(
         "<div class=\"row\"><span class=\"name\">{}</span>{}<span class=\"value\">{} <small>{} – {} · ± {}</small></span></div>\n",
-        escape(short),
+        breakable(short),
         strip.svg(),
         units::time(row.median_ns),
         units::time(row.interval_ns[0]),
