@@ -1,4 +1,5 @@
 //! What things take in memory: the counters of these rows count, `peak_bytes` and `resident_bytes`, more than the time.
+//! The latter is of the whole process, which may still hold what another row left: run a row alone.
 
 use std::{collections::HashMap, fs};
 

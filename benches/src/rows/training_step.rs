@@ -44,7 +44,6 @@ fn forward_backward() -> Row {
     const ROWS: usize = 32;
     // Forward, the gradients of A and B, and that of what lies between them.
     let work = Work::new(4 * (2 * ROWS * WIDTH + 4 * FACTOR), 2 * ROWS * FACTOR * 5);
-    // candle's graph orders its nodes by hash.
     Row::new("gradient_computation/forward_backward", work, |bench| {
         let x = bench.random((2, 16, WIDTH))?;
         let (a, b) = (bench.random((RANK, WIDTH))?, bench.random((WIDTH, RANK))?);
