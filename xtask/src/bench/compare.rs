@@ -136,6 +136,7 @@ pub(crate) fn table(comparison: &Comparison) -> String {
     let width = comparison.rows.iter().map(|row| row.row.chars().count()).max().unwrap_or(0);
     for row in &comparison.rows {
         let verdict = match row.verdict {
+            Verdict::Regression if row.pairs == 0 => "SLOWER THAN RECORDED".to_owned(),
             Verdict::Regression => format!("REGRESSION, confirmed by {} pairs", row.pairs),
             Verdict::Undecided => format!("undecided after {} pairs", row.pairs),
             Verdict::Clear if row.suspect => "was suspect, cleared".to_owned(),

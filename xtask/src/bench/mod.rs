@@ -176,7 +176,7 @@ fn run_measurement(workspace: &Path, args: &MeasureArgs) -> Result<ExitCode> {
         device: args.programs.device.clone(),
         pace: if args.quick { Pace::QUICK } else { Pace::NORMAL },
         realtime: args.realtime,
-        slower: None,
+        slower: std::env::var("METAL_CANDLE_BENCH_SLOWER").ok(),
     };
     setup.check_realtime()?;
     let environment = environment::snapshot(workspace, &args.programs.features());

@@ -9,8 +9,11 @@ use anyhow::{Context as _, Result, bail};
 
 use super::{
     criterion::{self, Batches},
+    random::Random,
     result::Counters,
 };
+
+const SLOWER: &str = "METAL_CANDLE_BENCH_SLOWER";
 
 /// How long a process measures each row. Groups of slow rows bring settings of their own, which win.
 #[derive(Debug, Clone, Copy)]
@@ -41,7 +44,7 @@ pub(crate) struct Setup {
     pub(crate) pace: Pace,
     /// Nothing else runs on a core while the bench does (Linux, where the system allows it).
     pub(crate) realtime: bool,
-    /// What the new program gets as METAL_CANDLE_BENCH_SLOWER; none leaves the environment's.
+    /// What the new program gets as METAL_CANDLE_BENCH_SLOWER.
     pub(crate) slower: Option<String>,
 }
 
@@ -85,7 +88,10 @@ impl Setup {
         side: Side,
         counters: Option<&Path>,
     ) -> Result<(Batches, Vec<Counters>)> {
-        let home = tempfile::tempdir()?;
+        // The length of this path is on the heap too: a new one each time makes where things lie a part of the noise
+        // between processes, instead of the same accident in all of them.
+        let moment = chrono::Utc::now().timestamp_subsec_nanos();
+        let home = tempfile::Builder::new().rand_bytes(6 + Random::new(moment.into()).below(90)).tempdir()?;
         let mut command = self.command(program);
         command.args(["--bench", "--noplot"]).arg(exactly(rows));
         command.args(["--warm-up-time", &self.pace.warm_up_seconds.to_string()]);
@@ -97,9 +103,9 @@ impl Setup {
             command.env("METAL_CANDLE_BENCH_COUNTERS", file);
         }
         match (side, &self.slower) {
-            (Side::Old, _) => _ = command.env_remove("METAL_CANDLE_BENCH_SLOWER"),
-            (Side::New, Some(slower)) => _ = command.env("METAL_CANDLE_BENCH_SLOWER", slower),
-            (Side::New, None) => {}
+            (_, None) => _ = command.env_remove(SLOWER),
+            (Side::New, Some(slower)) => _ = command.env(SLOWER, slower),
+            (Side::Old, Some(slower)) => _ = command.env(SLOWER, not_slower(slower)),
         }
         let output = command
             .stdin(Stdio::null())
@@ -129,6 +135,18 @@ fn read_counters(file: &Path) -> Result<Vec<Counters>> {
     text.lines().map(parse).collect()
 }
 
+/// The same rows, each slowed down by nothing, in as many characters: the text lies on the heap as well.
+fn not_slower(slower: &str) -> String {
+    let one = |part: &str| match part.rsplit_once('=') {
+        Some((row, factor)) => {
+            let zeros = "0".repeat(factor.len().saturating_sub(2));
+            format!("{row}=1{}{zeros}", if factor.len() > 1 { "." } else { "" })
+        }
+        None => part.to_owned(),
+    };
+    slower.split(',').map(one).collect::<Vec<_>>().join(",")
+}
+
 /// The regular expression that matches these rows and no others.
 fn exactly(rows: &[String]) -> String {
     let escape = |row: &String| -> String {
@@ -151,6 +169,11 @@ mod tests {
     fn filters_name_rows_exactly() {
         let rows = ["a/b".to_owned(), "qwen2.5-0.5b/x (y)".to_owned()];
         assert_eq!(exactly(&rows), r"^(a/b|qwen2\.5\-0\.5b/x \(y\))$");
+    }
+
+    #[test]
+    fn the_old_program_is_slowed_down_by_nothing_in_as_many_characters() {
+        assert_eq!(not_slower("a/b=1.05,c/d=2"), "a/b=1.00,c/d=1");
     }
 
     /// A program that is a script stands in for criterion's: it gets what was promised, and its end is told.

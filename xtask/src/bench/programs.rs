@@ -108,6 +108,18 @@ impl Programs {
         Ok(())
     }
 
+    /// The same bench programs behind links in a folder.
+    pub(crate) fn linked(&self, folder: &Path) -> Result<Self> {
+        std::fs::create_dir_all(folder)?;
+        let link = |(name, path): (&String, &PathBuf)| -> Result<(String, PathBuf)> {
+            let to = folder.join(format!("bench-{name}"));
+            std::os::unix::fs::symlink(std::path::absolute(path)?, &to)
+                .with_context(|| format!("cannot link {}", to.display()))?;
+            Ok((name.clone(), to))
+        };
+        Ok(Self { benches: self.benches.iter().map(link).collect::<Result<_>>()?, others: BTreeMap::new() })
+    }
+
     /// Keeps the bench programs of these names; none keeps all.
     pub(crate) fn select(&mut self, names: &[String]) -> Result<()> {
         for name in names {

@@ -79,7 +79,11 @@ pub(crate) fn run(workspace: &Path, args: &ProveArgs) -> Result<ExitCode> {
         if setup.realtime { "real-time priority" } else { "beside whatever else runs" },
         environment::load().map_or_else(|| "unknown".to_owned(), |load| load.to_string()),
     );
-    let mut prover = Prover { args, programs: &programs, setup, workspace, runs: 0 };
+    // As a baseline would be: the same programs in files of their own.
+    let copies = tempfile::tempdir()?;
+    programs.copy_to(copies.path())?;
+    let old = super::programs::prebuilt(copies.path())?;
+    let mut prover = Prover { args, programs: &programs, old: &old, setup, workspace, runs: 0 };
     let mut found = 0;
     for _ in 0..args.planted_runs {
         prover.setup.slower = Some(format!("{}={}", args.row, args.slower));
@@ -124,6 +128,7 @@ pub(crate) fn run(workspace: &Path, args: &ProveArgs) -> Result<ExitCode> {
 struct Prover<'a> {
     args: &'a ProveArgs,
     programs: &'a super::Programs,
+    old: &'a super::Programs,
     setup: Setup,
     workspace: &'a Path,
     runs: u64,
@@ -138,7 +143,7 @@ impl Prover<'_> {
             Selection { rows: ROWS.iter().map(|row| (*row).to_owned()).collect(), ..Selection::default() };
         let mut session = Session::new(
             self.programs,
-            Some(self.programs),
+            Some(self.old),
             &selection,
             self.setup.clone(),
             self.args.repeat,
@@ -157,7 +162,7 @@ impl Prover<'_> {
                 environment: environment::snapshot(self.workspace, &[]),
                 ..RunResult::default()
             },
-            programs: Some(self.programs.clone()),
+            programs: Some(self.old.clone()),
         };
         compare::compare(&mut session, &measured, &baseline, &Rules::default(), Duration::from_secs(120))
     }

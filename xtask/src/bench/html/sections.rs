@@ -86,6 +86,7 @@ pub(super) fn comparison(result: &RunResult) -> String {
     let mut list = List::new(&heading, &note, &axis(scale, |tick| format!("{}", (tick * 1e3).round() / 1e3)));
     for row in &comparison.rows {
         let (class, word) = match row.verdict {
+            Verdict::Regression if row.pairs == 0 => ("bad", "slower than recorded".to_owned()),
             Verdict::Regression => ("bad", format!("slower · {} pairs", row.pairs)),
             Verdict::Undecided => ("open", format!("undecided · {} pairs", row.pairs)),
             Verdict::Clear if row.suspect => ("", format!("cleared · {} pairs", row.pairs)),
