@@ -29,7 +29,11 @@ fn measure(rows: &[Row]) -> Result<()> {
     let bench = Bench::from_environment()?;
     let slower = Slower::from_environment(&rows::all())?;
     let counters = counters::file_from_environment();
-    let mut criterion = Criterion::default().configure_from_args();
+    // What the command line says about times goes for quick rows.
+    let mut criterion = Criterion::default()
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1))
+        .configure_from_args();
     for row in rows {
         if let Place::Processor(reason) = row.place
             && !bench.device().is_cpu()
@@ -54,14 +58,9 @@ fn measure(rows: &[Row]) -> Result<()> {
 fn time(criterion: &mut Criterion, row: &Row, run: impl FnMut(&mut Bencher<'_>)) {
     let (group, name, parameter) = row.parts();
     let mut group = criterion.benchmark_group(group);
-    match row.pace {
-        Pace::Quick => {
-            group.warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
-        }
-        Pace::Slow => {
-            group.warm_up_time(Duration::from_millis(100)).measurement_time(Duration::from_secs(2));
-            group.sample_size(10).sampling_mode(SamplingMode::Flat);
-        }
+    if row.pace == Pace::Slow {
+        group.warm_up_time(Duration::from_millis(100)).measurement_time(Duration::from_secs(2));
+        group.sample_size(10).sampling_mode(SamplingMode::Flat);
     }
     if let Some(&(_, count)) = row.work.units.first() {
         group.throughput(Throughput::Elements(count));

@@ -1,0 +1,138 @@
+//! What this machine can do at most, as one line of JSON: how fast all threads together read working sets of each size, and
+//! how fast they multiply f32 matrices. `METAL_CANDLE_BENCH_DEVICE` names the device.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+use std::{
+    process::ExitCode,
+    sync::Barrier,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use candle_core::{DType, Device, Tensor};
+use metal_candle::device::{self, BandwidthProbe};
+use metal_candle_benches::Bench;
+use serde_json::{Value, json};
+
+/// Each reading; the best of [`TRIES`] counts, because what disturbs one is no limit of the machine.
+const READING: Duration = Duration::from_millis(15);
+const TRIES: usize = 5;
+/// From what the nearest cache holds up to far more than the last.
+const SMALLEST: usize = 32 << 10;
+const LARGEST_CACHED: usize = 64 << 20;
+const MAIN_MEMORY: usize = 512 << 20;
+/// Of the square matrices: on a GPU, smaller ones would not fill it.
+const WIDTH_CPU: usize = 1024;
+const WIDTH_GPU: usize = 8192;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(limits) => {
+            println!("{limits}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<Value> {
+    let bench = Bench::from_environment()?;
+    let on_processor = bench.device().is_cpu();
+    let memory = if on_processor { processor_memory()? } else { device_memory(&bench)? };
+    let memory: Vec<Value> = memory
+        .iter()
+        .map(|(bytes, bytes_per_second)| json!({ "bytes": bytes, "bytes_per_second": bytes_per_second }))
+        .collect();
+    Ok(json!({
+        "device": if on_processor { "cpu" } else { "gpu" },
+        "threads": device::threads(),
+        "memory": memory,
+        "flops_per_second": product(&bench, if on_processor { WIDTH_CPU } else { WIDTH_GPU })?,
+    }))
+}
+
+/// Working sets and bytes per second.
+fn processor_memory() -> Result<Vec<(usize, f64)>> {
+    let threads = device::threads();
+    let sizes = std::iter::successors(Some(SMALLEST), |size| Some(2 * size));
+    let mut memory: Vec<(usize, f64)> = sizes
+        .take_while(|size| *size <= LARGEST_CACHED)
+        .map(|size| (size, best(|| compare(size, threads))))
+        .collect();
+    let probe = BandwidthProbe::new(MAIN_MEMORY)?;
+    memory.push((MAIN_MEMORY, best(|| probe.sweep()).max(best(|| compare(MAIN_MEMORY, threads)))));
+    Ok(memory)
+}
+
+fn best(reading: impl FnMut() -> f64) -> f64 {
+    std::iter::repeat_with(reading).take(TRIES).fold(0., f64::max)
+}
+
+/// Bytes per second that all threads read while each compares the two equal halves of its part, again and again: the
+/// comparison of the C library uses the widest loads of the processor and does nothing else.
+fn compare(bytes: usize, threads: usize) -> f64 {
+    let start_together = Barrier::new(threads);
+    let part = bytes / threads;
+    let half = part / 2;
+    let work = || {
+        let data = vec![1u8; part];
+        let (first, second) = data.split_at(half);
+        let read =
+            || std::hint::black_box(std::hint::black_box(first) == std::hint::black_box(&second[..half]));
+        read();
+        start_together.wait();
+        let start = Instant::now();
+        let mut passes = 0;
+        while start.elapsed() < READING || passes == 0 {
+            // The clock is asked once for at least a MiB.
+            let together = ((1 << 20) / part).max(1);
+            (0..together).for_each(|_| {
+                read();
+            });
+            passes += together;
+        }
+        (passes * 2 * half) as f64 / start.elapsed().as_secs_f64()
+    };
+    thread::scope(|scope| {
+        let readers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        readers.into_iter().map(|reader| reader.join().unwrap_or(0.)).sum()
+    })
+}
+
+/// A device's memory at two sizes: what its caches may hold, and what they cannot. One read and one write of each byte.
+fn device_memory(bench: &Bench) -> Result<Vec<(usize, f64)>> {
+    let sizes = [4 << 20, 32 << 20, MAIN_MEMORY, 2 * MAIN_MEMORY];
+    let speed = |bytes: usize| -> Result<(usize, f64)> {
+        let tensor = Tensor::ones(bytes / 2 / DType::F32.size_in_bytes(), DType::F32, bench.device())?;
+        Ok((bytes, bytes as f64 / seconds(bench.device(), || Ok(drop(tensor.affine(1.5, 0.5)?)))?))
+    };
+    sizes.into_iter().map(speed).collect()
+}
+
+/// Operations per second of a product of square matrices.
+fn product(bench: &Bench, width: usize) -> Result<f64> {
+    let (a, b) = (bench.random((width, width))?, bench.random((width, width))?);
+    let seconds = seconds(bench.device(), || Ok(drop(a.matmul(&b)?)))?;
+    Ok(2. * (width as f64).powi(3) / seconds)
+}
+
+/// The best time of `work`, repeated so often that starting it does not count.
+fn seconds(device: &Device, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
+    let mut least = f64::INFINITY;
+    for _ in 0..=TRIES {
+        let (start, mut times) = (Instant::now(), 0);
+        while times == 0 || start.elapsed() < 4 * READING {
+            for _ in 0..8 {
+                work()?;
+            }
+            device.synchronize()?;
+            times += 8;
+        }
+        least = least.min(start.elapsed().as_secs_f64() / f64::from(times));
+    }
+    Ok(least)
+}

@@ -1,0 +1,299 @@
+//! `BENCHMARKS.md`, from the results that the tree keeps in `benches/results`: what falls short first, then all rows.
+
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Result, ensure};
+use clap::Args;
+
+use super::{
+    peers::Rounds,
+    published::{self, Claim},
+    result::{Row, RunResult},
+    units,
+};
+use crate::files;
+
+#[derive(Debug, Args)]
+pub(crate) struct ReportArgs {
+    /// Only say whether BENCHMARKS.md is what its sources give
+    #[arg(long)]
+    check: bool,
+
+    /// Print one result as Markdown, for an issue, instead
+    #[arg(long, value_name = "FILE", conflicts_with = "check")]
+    paste: Option<PathBuf>,
+}
+
+pub(crate) fn run(workspace: &Path, args: &ReportArgs) -> Result<ExitCode> {
+    let claims = published::claims(workspace)?;
+    if let Some(file) = &args.paste {
+        print!("{}", paste(&RunResult::read(file)?, &claims));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let text = page(&results(&workspace.join("benches/results"))?, &claims);
+    let place = workspace.join("BENCHMARKS.md");
+    if !args.check {
+        files::write(&place, text.as_bytes())?;
+        println!("{}", place.display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let is_same = std::fs::read_to_string(&place).is_ok_and(|there| there == text);
+    ensure!(is_same, "BENCHMARKS.md is not what benches/results gives; run `cargo xtask bench report`");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Results by the names of their files.
+fn results(folder: &Path) -> Result<Vec<(String, RunResult)>> {
+    let mut results = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten() {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "json") {
+            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            results.push((name, RunResult::read(&path)?));
+        }
+    }
+    results.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(results)
+}
+
+fn page(results: &[(String, RunResult)], claims: &[Claim]) -> String {
+    let mut text = "# Benchmarks\n\nMade by `cargo xtask bench report` from `benches/results`; nothing here is typed by hand.\n\
+                    [docs/benchmarks.md](docs/benchmarks.md) says how it is measured and how to repeat it.\n\n"
+        .to_owned();
+    let short: Vec<String> =
+        results.iter().flat_map(|(name, result)| shortfalls(name, result, claims)).collect();
+    text.push_str("## What falls short\n\n");
+    if short.is_empty() {
+        text.push_str(if results.is_empty() {
+            "Nothing is measured yet.\n"
+        } else {
+            "Nothing that was measured.\n"
+        });
+    }
+    for line in short {
+        let _ = writeln!(text, "- {line}");
+    }
+    for (name, result) in results {
+        text.push_str(&machine(name, result));
+        text.push_str(&peers(result));
+        text.push_str(&rows(result));
+        text.push_str(&kept(result, claims));
+    }
+    text
+}
+
+/// Every bar, published figure and claim that is missed.
+fn shortfalls(name: &str, result: &RunResult, claims: &[Claim]) -> Vec<String> {
+    let mut short = Vec::new();
+    for rounds in result.peers.iter().flat_map(|peers| &peers.rounds).filter(|rounds| rounds.is_below()) {
+        let ratio = rounds.ratio.map_or(f64::NAN, |ratio| ratio.estimate);
+        let bar = rounds.bar.unwrap_or(f64::NAN);
+        short.push(format!(
+            "{name}: {} ({}), {} against {}: {}×, the bar is {bar}×",
+            rounds.comparison,
+            rounds.shape,
+            rounds.ours,
+            rounds.peer,
+            units::digits(ratio)
+        ));
+    }
+    for row in &result.rows {
+        let Some(times) = row.times_published().filter(|times| *times <= 1.0) else { continue };
+        let published = row.published.as_ref();
+        short.push(format!(
+            "{name}: `{}` takes {}, published {} ({}): {}×",
+            row.row,
+            units::time(row.median_ns),
+            units::time(published.map_or(f64::NAN, |published| published.nanoseconds)),
+            published.map_or("", |published| published.source.as_str()),
+            units::digits(times)
+        ));
+    }
+    for claim in claims {
+        if let Some(ratio) = ratio(result, claim).filter(|ratio| *ratio > claim.at_most) {
+            short.push(format!(
+                "{name}: {}: {ratio:.3}, at most {} is claimed (`{}` ÷ `{}`)",
+                claim.text, claim.at_most, claim.row, claim.over
+            ));
+        }
+    }
+    short
+}
+
+fn ratio(result: &RunResult, claim: &Claim) -> Option<f64> {
+    Some(result.row(&claim.row)?.median_ns / result.row(&claim.over)?.median_ns)
+}
+
+fn machine(name: &str, result: &RunResult) -> String {
+    let environment = &result.environment;
+    let mut facts = vec![format!("{}, {} cores", environment.cpu, environment.cores)];
+    facts.extend(environment.gpu.clone().filter(|_| result.device != "cpu"));
+    facts.push(environment.system.clone());
+    facts.extend(environment.rustc.clone());
+    let commit = environment.commit.as_deref().unwrap_or("unknown");
+    let dirty = if environment.dirty { " with changes" } else { "" };
+    let mut text = format!(
+        "\n## {name}\n\n{}. {} at commit {commit}{dirty}, on `{}`, {} processes of each group{}.",
+        facts.join("; "),
+        result.started.split('T').next().unwrap_or_default(),
+        result.device,
+        result.repeat,
+        if result.quick { ", quick" } else { "" },
+    );
+    if let Some((before, after)) = result.load_before.zip(result.load_after) {
+        let _ = write!(text, " Load average {before:.1} before, {after:.1} after.");
+    }
+    if let Some(limits) = &result.limits {
+        let (memory, arithmetic) =
+            (units::rate(limits.main_memory(), "B"), units::rate(limits.flops_per_second, "FLOP"));
+        let _ = write!(text, " Limits of this machine, measured: {memory} from memory, {arithmetic} in f32.");
+    }
+    text + "\n"
+}
+
+fn peers(result: &RunResult) -> String {
+    let Some(peers) = &result.peers else { return String::new() };
+    let mut text = "\nBeside other programs, in turns; the ratio says how many times better ours is.\n\n\
+                    | comparison | shape | ours | peer | ratio | 95 % | bar |\n|---|---|---|---|--:|---|--:|\n"
+        .to_owned();
+    for rounds in &peers.rounds {
+        text.push_str(&peer_line(rounds));
+    }
+    let versions: Vec<String> = peers
+        .peers
+        .iter()
+        .map(|peer| match &peer.version {
+            Some(version) if peer.status == "measured" => format!("{} {version}", peer.name),
+            _ => format!("{} ({})", peer.name, peer.status),
+        })
+        .collect();
+    let _ = writeln!(text, "\nPeers: {}.", versions.join(", "));
+    text
+}
+
+fn peer_line(rounds: &Rounds) -> String {
+    let (ours, theirs): (Vec<f64>, Vec<f64>) = rounds.pairs.iter().copied().unzip();
+    let median = |values: &[f64]| units::digits(super::statistics::median(values));
+    let Some(ratio) = rounds.ratio else { return String::new() };
+    let mark = if rounds.is_below() { " ✗" } else { "" };
+    format!(
+        "| {} | {} | {}: {} {unit} | {}: {} {unit} | {}×{mark} | {} – {} | {} |\n",
+        rounds.comparison,
+        rounds.shape,
+        rounds.ours,
+        median(&ours),
+        rounds.peer,
+        median(&theirs),
+        units::digits(ratio.estimate),
+        units::digits(ratio.low),
+        units::digits(ratio.high),
+        rounds.bar.map_or_else(|| "–".to_owned(), |bar| format!("{bar}×")),
+        unit = rounds.unit,
+    )
+}
+
+fn rows(result: &RunResult) -> String {
+    let mut text =
+        "\n| row | median | 95 % | spread | published | faster | of limit |\n|---|--:|---|--:|--:|--:|--:|\n"
+            .to_owned();
+    for row in &result.rows {
+        let _ = writeln!(
+            text,
+            "| `{}` | {} | {} – {} | {} | {} | {} | {} |",
+            row.row,
+            units::time(row.median_ns),
+            units::time(row.interval_ns[0]),
+            units::time(row.interval_ns[1]),
+            units::percent(row.spread),
+            row.published.as_ref().map_or_else(String::new, |published| units::time(published.nanoseconds)),
+            faster(row),
+            row.share_of_limit.map_or_else(String::new, units::percent),
+        );
+    }
+    text.push_str(
+        "\nPublished figures come from the machines that they name; `faster` compares across machines.\n",
+    );
+    text
+}
+
+fn faster(row: &Row) -> String {
+    let Some(times) = row.times_published() else { return String::new() };
+    format!("{}×{}", units::digits(times), if times <= 1.0 { " ✗" } else { "" })
+}
+
+/// Claims about ratios of rows.
+fn kept(result: &RunResult, claims: &[Claim]) -> String {
+    let measured: Vec<(&Claim, f64)> =
+        claims.iter().filter_map(|claim| Some((claim, ratio(result, claim)?))).collect();
+    if measured.is_empty() {
+        return String::new();
+    }
+    let mut text = "\n| claim | ratio | at most |\n|---|--:|--:|\n".to_owned();
+    for (claim, ratio) in measured {
+        let mark = if ratio > claim.at_most { " ✗" } else { "" };
+        let _ = writeln!(
+            text,
+            "| {} (`{}` ÷ `{}`) | {ratio:.3}{mark} | {} |",
+            claim.text, claim.row, claim.over, claim.at_most
+        );
+    }
+    text
+}
+
+/// One result for an issue.
+fn paste(result: &RunResult, claims: &[Claim]) -> String {
+    let name = result.environment.gpu.clone().filter(|_| result.device != "cpu");
+    let name = name.unwrap_or_else(|| result.environment.cpu.clone());
+    let short = shortfalls(&name, result, claims);
+    let mut text = format!("<details><summary>metal-candle benches: {name}</summary>\n");
+    text.push_str(&machine(&name, result));
+    if !short.is_empty() {
+        let _ = writeln!(text, "\nFalls short:\n\n- {}", short.join("\n- "));
+    }
+    text.push_str(&peers(result));
+    text.push_str(&rows(result));
+    text.push_str(&kept(result, claims));
+    text + "\n</details>\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::published::Published;
+
+    fn result() -> RunResult {
+        let mut slow = Row::new("a/slow", "micro", vec![vec![200.0]]);
+        slow.published = Some(Published { nanoseconds: 100.0, source: "other 1.0".into() });
+        let mut fast = Row::new("a/fast", "micro", vec![vec![50.0]]);
+        fast.published = Some(Published { nanoseconds: 100.0, source: "other 1.0".into() });
+        RunResult { rows: vec![slow, fast], ..RunResult::default() }
+    }
+
+    #[test]
+    fn what_falls_short_comes_first_and_nothing_else_does() {
+        let claims = [
+            Claim {
+                row: "a/slow".into(),
+                over: "a/fast".into(),
+                at_most: 2.0,
+                text: "slow is not too slow".into(),
+            },
+            Claim { row: "a/fast".into(), over: "a/slow".into(), at_most: 1.0, text: "fast is fast".into() },
+        ];
+        let text = page(&[("machine".into(), result())], &claims);
+        let short = text.split("## machine").next().unwrap();
+        assert!(short.contains("`a/slow` takes 200 ns, published 100 ns (other 1.0): 0.50×"), "{short}");
+        assert!(short.contains("slow is not too slow: 4.000, at most 2"), "{short}");
+        assert!(!short.contains("a/fast` takes") && !short.contains("fast is fast"), "{short}");
+        assert!(text.contains("| `a/fast` | 50.0 ns |") && text.contains("| 2.00× |"), "{text}");
+    }
+
+    #[test]
+    fn a_tree_without_results_says_so() {
+        assert!(page(&[], &[]).contains("Nothing is measured yet."));
+    }
+}

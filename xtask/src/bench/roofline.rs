@@ -1,0 +1,145 @@
+//! How near a row comes to what this machine can do. The program `roofline` of the benches measures the limits.
+//!
+//! Memory has no single speed: what fits into a cache is read faster. The probe reads working sets from 32 KiB to half
+//! a GiB, and a row is held against the speed at the size of what it moves.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    process::Setup,
+    result::{Counters, Row},
+};
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Limits {
+    pub(crate) device: String,
+    pub(crate) threads: usize,
+    /// By working set, the smallest first.
+    pub(crate) memory: Vec<Bandwidth>,
+    /// Of a product of large f32 matrices.
+    pub(crate) flops_per_second: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Bandwidth {
+    pub(crate) bytes: f64,
+    pub(crate) bytes_per_second: f64,
+}
+
+/// What holds a row back at least.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Bound {
+    Memory,
+    Compute,
+}
+
+/// Runs the probe.
+pub(crate) fn measure(program: &Path, setup: &Setup) -> Result<Limits> {
+    let output = setup
+        .command(program)
+        .env("METAL_CANDLE_BENCH_DEVICE", &setup.device)
+        .output()
+        .with_context(|| format!("cannot start {}", program.display()))?;
+    ensure!(
+        output.status.success(),
+        "{} failed: {}",
+        program.display(),
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    let limits: Limits = serde_json::from_slice(&output.stdout)
+        .with_context(|| format!("{} printed something else than limits", program.display()))?;
+    ensure!(!limits.memory.is_empty(), "{} measured no memory", program.display());
+    Ok(limits)
+}
+
+impl Limits {
+    /// The better of two probes: what is in the way of one is no limit of the machine.
+    pub(crate) fn best(mut self, other: &Self) -> Self {
+        for (ours, theirs) in self.memory.iter_mut().zip(&other.memory) {
+            ours.bytes_per_second = ours.bytes_per_second.max(theirs.bytes_per_second);
+        }
+        self.flops_per_second = self.flops_per_second.max(other.flops_per_second);
+        self
+    }
+
+    /// Bytes per second for a working set, interpolated between the sizes that were measured.
+    pub(crate) fn bandwidth(&self, working_set: f64) -> f64 {
+        let above = self.memory.iter().position(|step| step.bytes >= working_set);
+        match above {
+            Some(0) => self.memory[0].bytes_per_second,
+            None => self.main_memory(),
+            Some(index) => {
+                let (small, large) = (self.memory[index - 1], self.memory[index]);
+                let part = (working_set / small.bytes).ln() / (large.bytes / small.bytes).ln();
+                small.bytes_per_second + part * (large.bytes_per_second - small.bytes_per_second)
+            }
+        }
+    }
+
+    /// Of what no cache holds.
+    pub(crate) fn main_memory(&self) -> f64 {
+        self.memory.last().map_or(f64::NAN, |step| step.bytes_per_second)
+    }
+
+    /// The least seconds for this work, and why.
+    fn least(&self, counters: &Counters) -> Option<(f64, Bound)> {
+        let memory = counters.bytes.filter(|bytes| *bytes > 0.0).map(|bytes| bytes / self.bandwidth(bytes));
+        let compute = counters.flops.filter(|flops| *flops > 0.0).map(|flops| flops / self.flops_per_second);
+        match (memory, compute) {
+            (Some(memory), Some(compute)) if compute > memory => Some((compute, Bound::Compute)),
+            (Some(memory), _) => Some((memory, Bound::Memory)),
+            (None, compute) => Some((compute?, Bound::Compute)),
+        }
+    }
+
+    /// Fills in a row's share of its limit.
+    pub(crate) fn apply(&self, row: &mut Row) {
+        let Some((seconds, bound)) = row.counters.as_ref().and_then(|counters| self.least(counters)) else {
+            return;
+        };
+        row.share_of_limit = Some(seconds * 1e9 / row.median_ns);
+        row.bound = Some(bound);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits() -> Limits {
+        let memory = [(1e3, 100e9), (1e6, 50e9), (1e9, 10e9)]
+            .map(|(bytes, bytes_per_second)| Bandwidth { bytes, bytes_per_second })
+            .to_vec();
+        Limits { device: "cpu".into(), threads: 2, memory, flops_per_second: 1e12 }
+    }
+
+    fn row(bytes: Option<f64>, flops: Option<f64>, nanoseconds: f64) -> Row {
+        let mut row = Row::new("a/b", "micro", vec![vec![nanoseconds]]);
+        row.counters = Some(Counters { bytes, flops, ..Counters::default() });
+        limits().apply(&mut row);
+        row
+    }
+
+    #[test]
+    fn a_working_set_is_held_against_the_cache_it_fits_into() {
+        assert_eq!(limits().bandwidth(10.0), 100e9);
+        assert_eq!(limits().bandwidth(1e6), 50e9);
+        assert!((limits().bandwidth(1e9f64.sqrt() * 1e3f64.sqrt()) - 50e9).abs() < 1.0);
+        assert!((limits().bandwidth(1e6 * 1e3f64.sqrt()) - 30e9).abs() < 1.0);
+        assert_eq!(limits().bandwidth(1e12), 10e9);
+    }
+
+    #[test]
+    fn the_tighter_limit_counts() {
+        // 1 MB at 50 GB/s: 20 µs; 1 MFLOP at 1 TFLOP/s: 1 µs.
+        let memory = row(Some(1e6), Some(1e6), 40e3);
+        assert_eq!((memory.bound, memory.share_of_limit), (Some(Bound::Memory), Some(0.5)));
+        let compute = row(Some(1e6), Some(1e9), 2e6);
+        assert_eq!((compute.bound, compute.share_of_limit), (Some(Bound::Compute), Some(0.5)));
+        assert_eq!(row(None, None, 1.0).share_of_limit, None);
+    }
+}
