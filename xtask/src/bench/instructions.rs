@@ -72,6 +72,11 @@ pub(crate) fn run(workspace: &Path, args: &InstructionsArgs) -> Result<ExitCode>
         eprintln!("instructions: no valgrind; install it (apt-get install valgrind)");
         return Ok(ExitCode::from(NOT_HERE));
     }
+    ensure!(
+        args.update || file.is_file(),
+        "{} is not there; `cargo xtask bench instructions --update` makes it",
+        file.display()
+    );
     let recorded = if args.update { Counts::default() } else { Counts::parse(&files::read_text(&file)?)? };
     let rustc = rustc()?;
     if !args.update && recorded.rustc != rustc {

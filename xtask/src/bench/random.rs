@@ -27,7 +27,7 @@ impl Random {
 
     /// Below `bound`, which is not 0 and far below 2^32, so that the bias does not matter.
     pub(crate) fn below(&mut self, bound: usize) -> usize {
-        ((self.next() >> 32) * bound as u64 >> 32) as usize
+        (((self.next() >> 32) * bound as u64) >> 32) as usize
     }
 
     pub(crate) fn coin(&mut self) -> bool {
