@@ -56,16 +56,20 @@ fn main() -> Result<()> {
         });
     }
     let mut model = ModelForCausalLM::new(&job.config, weights)?;
-    let prompt = tokens(&job.config, 1, job.prompt, &device)?;
+    let prompt = tokens(&job.config, 1, job.prompt.max(1), &device)?;
     let first = timed(&device, || prefill(&mut model, &prompt))?;
     serve(first, || {
-        let prefill_s = repeated(&job, &mut || timed(&device, || prefill(&mut model, &prompt)))?;
-        let decode_s = repeated(&job, &mut || decode(&mut model, &prompt, job.tokens))?;
-        Ok(json!({
-            "prefill": job.prompt as f64 / prefill_s,
-            "decode": job.tokens as f64 / decode_s,
-            "peak_rss_mb": peak_rss_mb(),
-        }))
+        let mut found = json!({});
+        if job.prompt > 0 {
+            let seconds = repeated(&job, &mut || timed(&device, || prefill(&mut model, &prompt)))?;
+            found["prefill"] = json!(job.prompt as f64 / seconds);
+        }
+        if job.tokens > 0 {
+            let seconds = repeated(&job, &mut || decode(&mut model, &prompt, job.tokens))?;
+            found["decode"] = json!(job.tokens as f64 / seconds);
+        }
+        found["peak_rss_mb"] = json!(peak_rss_mb());
+        Ok(found)
     })
 }
 
