@@ -61,10 +61,12 @@ pub(crate) struct Settings<'a> {
 pub(crate) fn measure(workspace: &Path, settings: &Settings<'_>) -> Result<Peers> {
     let driver = workspace.join("benches/peers/suite.py");
     ensure!(driver.is_file(), "{} is not there; the comparison with peers needs it", driver.display());
+    // The driver knows kinds of devices, not their numbers.
+    let device = ["--device", settings.device.split(':').next().unwrap_or_default()];
     if settings.install {
         // A peer that cannot be had is named as missing in the result.
         let mut install = Command::new("python3");
-        install.arg(&driver).arg("--install-peers").stdout(std::io::stderr());
+        install.arg(&driver).arg("--install-peers").args(device).stdout(std::io::stderr());
         let status = install.status().context("cannot start python3; install it, or leave --peers out")?;
         if !status.success() {
             eprintln!("not every peer could be installed; going on with those that are there");
@@ -75,8 +77,7 @@ pub(crate) fn measure(workspace: &Path, settings: &Settings<'_>) -> Result<Peers
     let mut command = Command::new("python3");
     command.arg(&driver).arg("--json").arg(&file).arg("--program").arg(settings.program);
     command.arg("--op-speed").arg(settings.op_speed);
-    // The driver knows kinds of devices, not their numbers.
-    command.args(["--device", settings.device.split(':').next().unwrap_or_default()]);
+    command.args(device);
     if let Some(rounds) = settings.rounds {
         command.args(["--rounds", &rounds.to_string()]);
     }
