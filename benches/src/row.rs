@@ -77,7 +77,7 @@ impl Row {
         Self { place: Place::Processor(reason), ..self }
     }
 
-    /// The same row, whose instructions differ from run to run.
+    /// The same row, whose instructions differ from run to run, or are more than can be counted in seconds.
     #[must_use]
     pub fn without_instructions(self) -> Self {
         Self { counts_instructions: false, ..self }

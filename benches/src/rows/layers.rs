@@ -20,11 +20,11 @@ pub(super) fn rows() -> Vec<Row> {
         add("lazy_vs_eager/add_1024", 1024),
         matmul("lazy_vs_eager/matmul_64", 64),
         matmul("lazy_vs_eager/matmul_128", 128),
-        matmul("square_1024/matmul", 1024),
-        softmax_of("square_1024/softmax", &[1024, 1024]),
-        layer_norm_of("square_1024/layer_norm", &[1024, 1024]),
-        rms_norm_of("square_1024/rms_norm", &[1024, 1024]),
-        attention("square_1024/attention", 1024, 16, 64),
+        matmul("square_1024/matmul", 1024).without_instructions(),
+        softmax_of("square_1024/softmax", &[1024, 1024]).without_instructions(),
+        layer_norm_of("square_1024/layer_norm", &[1024, 1024]).without_instructions(),
+        rms_norm_of("square_1024/rms_norm", &[1024, 1024]).without_instructions(),
+        attention("square_1024/attention", 1024, 16, 64).without_instructions(),
     ]
 }
 

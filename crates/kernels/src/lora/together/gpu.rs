@@ -21,8 +21,6 @@ const ROWS: usize = 4;
 const THREADS: usize = 128;
 /// From here on, tensor cores gain more than fewer passes.
 const MOST_RANK: usize = 16;
-/// Rows from which on the products of the device's library take less time than the launches that are saved here.
-const MOST_ROWS: usize = 8192;
 
 /// Whether these kernels are for adapters with such a factor each, whose rank is dimension `rank`.
 pub(super) fn is_for(inputs: &[&Tensor], factors: &[&Tensor], rank: usize) -> bool {
@@ -35,7 +33,6 @@ pub(super) fn is_for(inputs: &[&Tensor], factors: &[&Tensor], rank: usize) -> bo
         |factor: &&Tensor| factor.dims().get(rank).is_some_and(|&rank| (1..=MOST_RANK).contains(&rank));
     (1..=MEMBERS).contains(&factors.len())
         && inputs[0].elem_count() > 0
-        && inputs[0].dims()[0] <= MOST_ROWS
         && factors.iter().all(is_low)
         && factors.iter().chain(inputs).all(is_ready)
 }

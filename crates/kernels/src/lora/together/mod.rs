@@ -28,6 +28,9 @@ pub struct LoraMember<'a> {
     pub db: &'a Tensor,
 }
 
+/// Rows up to which saved launches are worth more than the speed of the products of the device's library, going forward.
+const MOST_ROWS: usize = 8192;
+
 /// `x · Aᵀ [M, r]` of each adapter.
 #[derive(Debug, Clone)]
 pub struct LoraProjections {
@@ -41,6 +44,19 @@ impl LoraProjections {
     pub fn each(&self) -> &[Tensor] {
         &self.each
     }
+
+    /// Those of the adapters, laid one behind the other.
+    fn joined(each: &[Tensor]) -> Result<Self> {
+        let parts = each.iter().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?;
+        let all = Tensor::cat(&parts, 0)?;
+        let mut first = 0;
+        let place = |projected: &Tensor| {
+            let count = projected.elem_count();
+            first += count;
+            all.narrow(0, first - count, count)?.reshape(projected.shape())
+        };
+        Ok(Self { each: each.iter().map(place).collect::<Result<_>>()?, all: Some(all.clone()) })
+    }
 }
 
 /// [`lora_down`] of each adapter.
@@ -52,14 +68,14 @@ pub fn lora_down_together(x: &Tensor, adapters: &[&LoraAdapter]) -> Result<LoraP
         check_adapter("lora_down_together", x, adapter)?;
     }
     let factors: Vec<_> = adapters.iter().map(|adapter| &adapter.a).collect();
-    if runs_kernels(x.device()) {
-        let x = rows(x)?;
-        if gpu::is_for(&vec![&x; factors.len()], &factors, 0) {
-            return gpu::pull(&vec![&x; factors.len()], &factors, false);
-        }
+    let flat = rows(x)?;
+    let inputs = vec![&flat; factors.len()];
+    let at_once = runs_kernels(x.device()) && gpu::is_for(&inputs, &factors, 0);
+    if at_once && flat.dim(0)? <= MOST_ROWS {
+        return gpu::pull(&inputs, &factors, false);
     }
-    let each = adapters.iter().map(|adapter| lora_down(x, adapter)).collect::<Result<_>>()?;
-    Ok(LoraProjections { each, all: None })
+    let each = adapters.iter().map(|adapter| lora_down(x, adapter)).collect::<Result<Vec<_>>>()?;
+    if at_once { LoraProjections::joined(&each) } else { Ok(LoraProjections { each, all: None }) }
 }
 
 /// [`lora_up_in_place`] of each adapter into a product of its own.
@@ -79,7 +95,8 @@ pub fn lora_up_together(
     for ((projected, y), adapter) in projections.each.iter().zip(products).zip(adapters) {
         let fits =
             y.dims() == [projected.dim(0)?, adapter.outputs()] && projected.dim(1)? == adapter.b.dim(1)?;
-        if fits && runs_kernels(y.device()) && gpu::is_for(&[y, projected], &[&adapter.b], 1) {
+        let is_small = y.dim(0)? <= MOST_ROWS;
+        if fits && is_small && runs_kernels(y.device()) && gpu::is_for(&[y, projected], &[&adapter.b], 1) {
             check_changeable("lora_up_together", "y", y)?;
             gpu::push(y, projected, &[(&adapter.b, adapter.scale)], true)?;
         } else {
