@@ -108,7 +108,10 @@ fn device_memory(bench: &Bench) -> Result<Vec<(usize, f64)>> {
     let sizes = [4 << 20, 32 << 20, MAIN_MEMORY, 2 * MAIN_MEMORY];
     let speed = |bytes: usize| -> Result<(usize, f64)> {
         let tensor = Tensor::ones(bytes / 2 / DType::F32.size_in_bytes(), DType::F32, bench.device())?;
-        Ok((bytes, bytes as f64 / seconds(bench.device(), || Ok(drop(tensor.affine(1.5, 0.5)?)))?))
+        Ok((
+            bytes,
+            bytes as f64 / seconds(bench.device(), || tensor.affine(1.5, 0.5).map(drop).map_err(Into::into))?,
+        ))
     };
     sizes.into_iter().map(speed).collect()
 }
@@ -116,7 +119,7 @@ fn device_memory(bench: &Bench) -> Result<Vec<(usize, f64)>> {
 /// Operations per second of a product of square matrices.
 fn product(bench: &Bench, width: usize) -> Result<f64> {
     let (a, b) = (bench.random((width, width))?, bench.random((width, width))?);
-    let seconds = seconds(bench.device(), || Ok(drop(a.matmul(&b)?)))?;
+    let seconds = seconds(bench.device(), || a.matmul(&b).map(drop).map_err(Into::into))?;
     Ok(2. * (width as f64).powi(3) / seconds)
 }
 
