@@ -21,9 +21,10 @@ use clap::Args;
 use super::{programs, progress::Progress, units};
 use crate::files;
 
-/// Counts of the same source differ below 0.1 % from run to run (hash seeds, addresses, the C library's version); a compiler
-/// of the same version adds nothing. 2 % is far above both and far below any change worth knowing about.
-const TOLERANCE: f64 = 0.02;
+/// The same program's counts differ below 0.1 % from run to run (hash seeds, addresses, the C library's version). A change
+/// elsewhere in the kernels moves functions between codegen units, and with that what is inlined: up to 4.3 % were seen. 6 % is
+/// above both.
+const TOLERANCE: f64 = 0.06;
 
 /// What stands for "not on this machine", as in `.ci/run`.
 const NOT_HERE: u8 = 3;
@@ -275,10 +276,10 @@ mod tests {
     fn more_fails_fewer_asks_for_an_update_and_little_is_nothing() {
         let recorded = counts(&[("a/b", 1000)]);
         let outcome = |rows: &[(&str, u64)]| compare(&recorded, &counts(rows), None).0;
-        assert_eq!(outcome(&[("a/b", 1019)]), Outcome::Same);
-        assert_eq!(outcome(&[("a/b", 981)]), Outcome::Same);
-        assert_eq!(outcome(&[("a/b", 1021)]), Outcome::Worse);
-        assert_eq!(outcome(&[("a/b", 979)]), Outcome::Better);
+        assert_eq!(outcome(&[("a/b", 1059)]), Outcome::Same);
+        assert_eq!(outcome(&[("a/b", 941)]), Outcome::Same);
+        assert_eq!(outcome(&[("a/b", 1061)]), Outcome::Worse);
+        assert_eq!(outcome(&[("a/b", 939)]), Outcome::Better);
         assert_eq!(outcome(&[("a/b", 1000), ("new/row", 1)]), Outcome::Worse);
         assert_eq!(outcome(&[]), Outcome::Worse);
         assert_eq!(compare(&recorded, &counts(&[]), Some("c")).0, Outcome::Same);
