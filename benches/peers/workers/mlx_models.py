@@ -52,12 +52,7 @@ class Inference:
             self.measure(None)
 
     def measure(self, _):
-        result = {}
-        if JOB["prompt"]:
-            result["prefill"] = JOB["prompt"] / protocol.repeated(JOB, self.prefill)
-        if JOB["tokens"]:
-            result["decode"] = JOB["tokens"] / protocol.repeated(JOB, self.decode)
-        return result | memory()
+        return protocol.speeds(JOB, self.prefill, self.decode) | memory()
 
     def prefill(self):
         """The head runs on the last token only, as in mlx-lm's `generate`."""

@@ -36,6 +36,16 @@ def repeated(job, run):
     return statistics.median(times)
 
 
+def speeds(job, prefill, decode):
+    """Tokens per second of what the job asks for."""
+    result = {}
+    if job["prompt"]:
+        result["prefill"] = job["prompt"] / repeated(job, prefill)
+    if job["tokens"]:
+        result["decode"] = job["tokens"] / repeated(job, decode)
+    return result
+
+
 def undisturbed_ms(call):
     """The time of a call that nobody disturbs, as the example `op_speed` takes it: a tenth of the calls are faster."""
     call()

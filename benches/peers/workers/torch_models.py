@@ -56,12 +56,7 @@ class Eager:
             self.decode()
 
     def measure(self, _):
-        result = {}
-        if JOB["prompt"]:
-            result["prefill"] = JOB["prompt"] / protocol.repeated(JOB, self.prefill)
-        if JOB["tokens"]:
-            result["decode"] = JOB["tokens"] / protocol.repeated(JOB, self.decode)
-        return result | memory()
+        return protocol.speeds(JOB, self.prefill, self.decode) | memory()
 
     def prefill(self):
         self.model(self.prompt, logits_to_keep=1, use_cache=True).logits.argmax().item()
