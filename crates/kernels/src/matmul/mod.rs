@@ -67,12 +67,9 @@ pub(crate) fn matmul_add(a: &Tensor, b: Right<'_>, scale: f32, into: &Tensor) ->
     match a.device() {
         #[cfg(feature = "cuda")]
         candle_core::Device::Cuda(device) if rows * inner * columns > 0 => {
-            let b = if transposed { b.t()? } else { b.clone() };
-            if cuda::large_product_into(device, a, &b, None, scale, cuda::Target::Add(into))? {
-                return Ok(true);
-            }
-            let b = if transposed { b.t()? } else { b };
-            cuda::matmul_add(device, [a, &b, into], [rows, inner, columns], transposed, scale)
+            let as_factor = if transposed { b.t()? } else { b.clone() };
+            Ok(cuda::large_product_into(device, a, &as_factor, None, scale, cuda::Target::Add(into))?
+                || cuda::matmul_add(device, [a, b, into], [rows, inner, columns], transposed, scale)?)
         }
         _ => {
             let _ = (transposed, scale);

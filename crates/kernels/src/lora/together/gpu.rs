@@ -14,8 +14,9 @@ static PULL: Kernel = Kernel::new(&MODULE, "lora_pull");
 static PUSH: Kernel = Kernel::new(&MODULE, "lora_push");
 static OUTERS: Kernel = Kernel::new(&MODULE, "lora_outers");
 
-/// `MEMBERS` and `ROWS` in kernels.gpu.
+/// Adapters that a kernel has parameters for.
 const MEMBERS: usize = 3;
+/// `ROWS` in kernels.gpu.
 const ROWS: usize = 4;
 /// Threads of a group of `lora_pull` and `lora_push`.
 const THREADS: usize = 128;
@@ -65,15 +66,8 @@ pub(super) fn pull(inputs: &[&Tensor], factors: &[&Tensor], turned: bool) -> Res
     };
     // SAFETY: as `lora_pull` in kernels.gpu asks: a missing member has rank 0.
     unsafe { launch(device, &pulled)? };
-    let down = down.into_tensor();
-    let mut first = 0;
-    let mut parts = Vec::with_capacity(factors.len());
-    for factor in factors {
-        let rank = factor.dim(usize::from(turned))?;
-        parts.push(down.narrow(0, first, count * rank)?.reshape((count, rank))?);
-        first += count * rank;
-    }
-    Ok(LoraProjections { each: parts, all: Some(down) })
+    let sizes = factors.iter().map(|factor| Ok((count, factor.dim(usize::from(turned))?)));
+    LoraProjections::over(down.into_tensor(), sizes)
 }
 
 /// `y [M, N] += scale · projected · factor` for each factor `[r, N]`, or `[N, r]` where it is `turned`. `projected`: what

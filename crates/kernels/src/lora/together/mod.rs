@@ -48,14 +48,18 @@ impl LoraProjections {
     /// Those of the adapters, laid one behind the other.
     fn joined(each: &[Tensor]) -> Result<Self> {
         let parts = each.iter().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?;
-        let all = Tensor::cat(&parts, 0)?;
+        Self::over(Tensor::cat(&parts, 0)?, each.iter().map(Tensor::dims2))
+    }
+
+    /// Views of what lies one behind the other, each `[M, r]`.
+    fn over(all: Tensor, sizes: impl Iterator<Item = Result<(usize, usize)>>) -> Result<Self> {
         let mut first = 0;
-        let place = |projected: &Tensor| {
-            let count = projected.elem_count();
-            first += count;
-            all.narrow(0, first - count, count)?.reshape(projected.shape())
+        let place = |size: Result<(usize, usize)>| {
+            let (rows, rank) = size?;
+            first += rows * rank;
+            all.narrow(0, first - rows * rank, rows * rank)?.reshape((rows, rank))
         };
-        Ok(Self { each: each.iter().map(place).collect::<Result<_>>()?, all: Some(all.clone()) })
+        Ok(Self { each: sizes.map(place).collect::<Result<_>>()?, all: Some(all.clone()) })
     }
 }
 
