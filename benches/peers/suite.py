@@ -259,7 +259,7 @@ class Suite:
         if self.options.device == "cpu":
             return []
         large = work["batch"] * work["seq"] > 8 * 512
-        return ["--recompute", "4" if large else "none", "--chunk-tokens", "1024"]
+        return ["--recompute", "mlps:5" if large else "none", "--chunk-tokens", "1024"]
 
     def interleaved_op(self, op, programs):
         """As `interleaved`; in each round a case is measured by all programs before the next."""

@@ -44,6 +44,7 @@ fn count(row: &Row, call: &mut Call, bench: &Bench) -> Result<Value> {
     Ok(json!({
         "row": row.id,
         "bytes": row.work.bytes,
+        "working_set": row.work.working_set,
         "flops": row.work.flops,
         "allocations": allocated.allocations,
         "allocated_bytes": allocated.bytes,

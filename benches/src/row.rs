@@ -28,6 +28,8 @@ pub type Make = Box<dyn Fn(&Bench) -> Result<Call>>;
 pub struct Work {
     /// Bytes to read and write, if each is touched once.
     pub bytes: Option<u64>,
+    /// In how many bytes of memory they lie; `None` if no place is touched twice.
+    pub working_set: Option<u64>,
     /// Multiplications and additions.
     pub flops: Option<u64>,
     /// What the iteration yields, such as tokens; the first counts for criterion's throughput.
@@ -99,7 +101,7 @@ impl Row {
 impl Work {
     /// This many bytes and operations.
     pub fn new(bytes: usize, flops: usize) -> Self {
-        Self { bytes: Some(bytes as u64), flops: Some(flops as u64), units: Vec::new() }
+        Self { bytes: Some(bytes as u64), flops: Some(flops as u64), ..Self::default() }
     }
 
     /// This many bytes; operations do not matter.
@@ -110,6 +112,12 @@ impl Work {
     /// No least: what is measured is overhead.
     pub fn none() -> Self {
         Self::default()
+    }
+
+    /// Some places are read and written.
+    #[must_use]
+    pub fn within(self, working_set: usize) -> Self {
+        Self { working_set: Some(working_set as u64), ..self }
     }
 
     /// Yields this besides.

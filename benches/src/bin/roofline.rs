@@ -1,5 +1,6 @@
-//! What this machine can do at most, as one line of JSON: how fast all threads together read working sets of each size, and
-//! how fast they multiply f32 matrices. `METAL_CANDLE_BENCH_DEVICE` names the device.
+//! What this machine can do at most, as one line of JSON: how fast all threads together read working sets of each size, or
+//! how fast a device copies them, and how fast matrices are multiplied, in f32 and in the type that a model computes in.
+//! `METAL_CANDLE_BENCH_DEVICE` names the device.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::{
@@ -13,6 +14,7 @@ use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use metal_candle::device::{self, BandwidthProbe};
 use metal_candle_benches::Bench;
+use metal_candle_kernels::linear::{Projection, linear};
 use serde_json::{Value, json};
 
 /// Each reading; the best of [`TRIES`] counts, because what disturbs one is no limit of the machine.
@@ -47,11 +49,13 @@ fn run() -> Result<Value> {
         .iter()
         .map(|(bytes, bytes_per_second)| json!({ "bytes": bytes, "bytes_per_second": bytes_per_second }))
         .collect();
+    let (width, compute) = if on_processor { (WIDTH_CPU, DType::F32) } else { (WIDTH_GPU, DType::BF16) };
     Ok(json!({
         "device": if on_processor { "cpu" } else { "gpu" },
         "threads": device::threads(),
         "memory": memory,
-        "flops_per_second": product(&bench, if on_processor { WIDTH_CPU } else { WIDTH_GPU })?,
+        "flops_per_second": product(&bench, width, DType::F32)?,
+        "model_flops_per_second": product(&bench, width, compute)?,
     }))
 }
 
@@ -108,18 +112,17 @@ fn device_memory(bench: &Bench) -> Result<Vec<(usize, f64)>> {
     let sizes = [4 << 20, 32 << 20, MAIN_MEMORY, 2 * MAIN_MEMORY];
     let speed = |bytes: usize| -> Result<(usize, f64)> {
         let tensor = Tensor::ones(bytes / 2 / DType::F32.size_in_bytes(), DType::F32, bench.device())?;
-        Ok((
-            bytes,
-            bytes as f64 / seconds(bench.device(), || tensor.affine(1.5, 0.5).map(drop).map_err(Into::into))?,
-        ))
+        let seconds = seconds(bench.device(), || tensor.copy().map(drop).map_err(Into::into))?;
+        Ok((bytes, bytes as f64 / seconds))
     };
     sizes.into_iter().map(speed).collect()
 }
 
 /// Operations per second of a product of square matrices.
-fn product(bench: &Bench, width: usize) -> Result<f64> {
-    let (a, b) = (bench.random((width, width))?, bench.random((width, width))?);
-    let seconds = seconds(bench.device(), || a.matmul(&b).map(drop).map_err(Into::into))?;
+fn product(bench: &Bench, width: usize, dtype: DType) -> Result<f64> {
+    let square = || -> Result<Tensor> { Ok(bench.random((width, width))?.to_dtype(dtype)?) };
+    let (x, projection) = (square()?, Projection { weight: square()?, bias: None });
+    let seconds = seconds(bench.device(), || linear(&x, &projection).map(drop).map_err(Into::into))?;
     Ok(2. * (width as f64).powi(3) / seconds)
 }
 

@@ -80,7 +80,7 @@ fn adamw_step(number: u32) -> Step<'static> {
 
 /// Three numbers of state read and written, the gradient read.
 fn optimizer(parameters: usize) -> Work {
-    Work::new(4 * 7 * parameters, 14 * parameters)
+    Work::new(4 * 7 * parameters, 14 * parameters).within(4 * 4 * parameters)
 }
 
 /// The delta, and the softmax over its result.
@@ -97,8 +97,7 @@ fn backward() -> Work {
 fn whole() -> Work {
     let parts = [forward(), backward(), optimizer(2 * FACTOR)];
     let sum = |part: fn(&Work) -> Option<u64>| parts.iter().map(part).sum();
-    Work { bytes: sum(|work| work.bytes), flops: sum(|work| work.flops), units: Vec::new() }
-        .yields("rows", ROWS)
+    Work { bytes: sum(|work| work.bytes), flops: sum(|work| work.flops), ..Work::none() }.yields("rows", ROWS)
 }
 
 fn targets(bench: &Bench, rows: usize) -> Result<Tensor> {

@@ -19,6 +19,7 @@ use crate::{
     bench::{Spread, launch_name, positive},
     console::Console,
     generate::{dtype_name, peak_megabytes},
+    train::{Bytes, RecomputeName},
 };
 
 /// What `--train` measures.
@@ -50,10 +51,13 @@ pub(crate) struct TrainBenchArgs {
     )]
     targets: Vec<String>,
 
-    /// Blocks that keep only their input and run again on the way back: none, all, how many, or as few as a forecast of this much
-    /// memory allows, such as 4GiB
-    #[arg(long, value_name = "N|SIZE|none|all", default_value = "none", value_parser = recompute, requires = "train")]
-    recompute: RecomputeChoice,
+    /// Blocks that are computed again in the backward pass: auto, none, all, a number, or mlps:NUMBER for their MLPs only
+    #[arg(long, value_name = "BLOCKS", default_value = "none", requires = "train")]
+    recompute: RecomputeName,
+
+    /// Recompute as little as this much memory allows, such as 6GB, by the forecast
+    #[arg(long, value_name = "BYTES", conflicts_with = "recompute", requires = "train")]
+    memory_budget: Option<Bytes>,
 
     /// Instead of --batch whole sequences: this many of unequal lengths up to --seq, as chats have them; padded to the longest of each
     /// batch, and packed without padding
@@ -63,21 +67,6 @@ pub(crate) struct TrainBenchArgs {
     /// The most tokens whose logits a GPU holds at once
     #[arg(long, value_name = "N", value_parser = positive, requires = "train")]
     chunk_tokens: Option<usize>,
-}
-
-fn recompute(text: &str) -> Result<RecomputeChoice, String> {
-    let unknown = || "use none, all, a number of blocks, or a size such as 900MiB or 3.5GiB".to_owned();
-    let size = |number: &str, unit: f64| {
-        let bytes = number.trim().parse::<f64>().map_err(|_| unknown())? * unit;
-        if bytes >= 1.0 { Ok(RecomputeChoice::Within(bytes as u64)) } else { Err(unknown()) }
-    };
-    match (text, text.strip_suffix("GiB"), text.strip_suffix("MiB")) {
-        ("none", ..) => Ok(RecomputeChoice::None),
-        ("all", ..) => Ok(RecomputeChoice::All),
-        (_, Some(number), _) => size(number, 1024.0 * 1024.0 * 1024.0),
-        (_, _, Some(number)) => size(number, 1024.0 * 1024.0),
-        _ => text.parse().map(RecomputeChoice::Blocks).map_err(|_| unknown()),
-    }
 }
 
 /// Steps before the first one that counts.
@@ -106,7 +95,11 @@ pub(crate) fn run(
     let trainable = adapter.parameters();
     let rows = (args.seq * args.batch) as u64;
     let load = Workload::new(&model, Some(&config), rows, rows);
-    let recompute = args.recompute.resolve(&load, model.device());
+    let choice = match args.memory_budget {
+        Some(Bytes(bytes)) => RecomputeChoice::Within(bytes),
+        None => args.recompute.into(),
+    };
+    let recompute = choice.resolve(&load, model.device()).within(model.spec().layers.len());
     let forecast = Forecast::new(&Workload { recompute, ..load });
     let options = TrainerOptions { recompute, chunk_tokens: args.chunk_tokens, ..TrainerOptions::default() };
     let mut trainer = Trainer::lora(Arc::clone(&model), &adapter, options)?;
@@ -282,7 +275,7 @@ impl Found<'_> {
                 "tok_s": self.tokens() / median, "ms": 1e3 * median, "min_ms": 1e3 * min, "max_ms": 1e3 * max,
                 "seq": self.args.seq, "batch": self.args.batch, "rank": self.args.rank,
                 "targets": self.args.targets, "trainable": self.trainable, "launches_per_step": self.launches,
-                "recomputed_blocks": self.recompute.count(self.model.spec().layers.len()), "first_loss": self.losses.first(), "last_loss": self.losses.last(),
+                "recomputed": self.recompute, "first_loss": self.losses.first(), "last_loss": self.losses.last(),
             },
             "repetitions": self.seconds.len(),
             "forecast_mb": self.forecast.total() as f64 / 1e6,

@@ -49,7 +49,7 @@ fn gradients_of_adapters_are_those_of_peft() {
     for (model, method) in cases() {
         let expected = Tensors::open(&format!("training/{model}-{method}/expected.safetensors"));
         let batch = Batch::of(&expected);
-        for recompute in [Recompute::None, Recompute::Blocks(1), Recompute::All] {
+        for recompute in [Recompute::NONE, Recompute { blocks: 1, mlps: 1 }, Recompute::ALL] {
             let mut trainer = trainer(model, method, TrainerOptions { recompute, ..options() });
             let loss = trainer.accumulate(&batch.rows(), 0).unwrap();
             let mean = Floats { shape: vec![], values: vec![(loss.sum / loss.targets as f64) as f32] };

@@ -26,9 +26,9 @@ fn packed_sequences_cost_what_they_cost_alone() {
     for name in MODELS {
         for method in [Method::Lora, Method::Dora] {
             let sequences = sequences(name);
-            let mut together = trainer(name, method, 0.0, Recompute::None);
+            let mut together = trainer(name, method, 0.0, Recompute::NONE);
             let packed = together.accumulate(&OwnedRows::packed(&sequences).rows(), 0).unwrap();
-            let mut alone = trainer(name, method, 0.0, Recompute::None);
+            let mut alone = trainer(name, method, 0.0, Recompute::NONE);
             let (mut sum, mut targets) = (0.0, 0);
             for sequence in &sequences {
                 let loss =
@@ -90,9 +90,12 @@ fn recomputing_changes_no_bit() {
                 let loss = trainer.accumulate(&rows.rows(), 7).unwrap();
                 (loss.sum.to_bits(), gradients(&trainer))
             };
-            let kept = found(Recompute::None);
-            assert!(kept == found(Recompute::All), "{name}, {method:?}: all");
-            assert!(kept == found(Recompute::Blocks(1)), "{name}, {method:?}: one");
+            let kept = found(Recompute::NONE);
+            assert!(kept == found(Recompute::ALL), "{name}, {method:?}: all");
+            for some in [(1, 0), (0, 1), (0, usize::MAX), (1, 1)] {
+                let (blocks, mlps) = some;
+                assert!(kept == found(Recompute { blocks, mlps }), "{name}, {method:?}: {some:?}");
+            }
         }
     }
 }
@@ -101,7 +104,7 @@ fn recomputing_changes_no_bit() {
 fn dropout_is_the_same_for_the_same_draw_only() {
     let rows = OwnedRows::packed(&sequences("llama3"));
     let found = |probability, draw| {
-        let mut trainer = trainer("llama3", Method::Lora, probability, Recompute::None);
+        let mut trainer = trainer("llama3", Method::Lora, probability, Recompute::NONE);
         trainer.accumulate(&rows.rows(), draw).unwrap();
         gradients(&trainer)
     };
@@ -162,7 +165,7 @@ fn an_adapter_whose_b_is_zero_changes_no_bit() {
 fn everything_that_is_trained_has_a_gradient_and_nothing_else() {
     for name in MODELS {
         for method in [Method::Lora, Method::Dora] {
-            let mut trainer = trainer(name, method, 0.0, Recompute::None);
+            let mut trainer = trainer(name, method, 0.0, Recompute::NONE);
             let frozen = logits(trainer.model(), &sequences(name)[0], None);
             let loss = trainer.accumulate(&OwnedRows::packed(&sequences(name)).rows(), 0).unwrap();
             let gradients = gradients(&trainer);
@@ -201,7 +204,7 @@ fn only_the_blocks_from_the_first_adapter_on_are_trained() {
 #[test]
 fn a_gradient_that_is_not_finite_changes_nothing_and_is_forgotten() {
     let rows = OwnedRows::packed(&sequences("llama3"));
-    let mut trainer = trainer("llama3", Method::Lora, 0.0, Recompute::None);
+    let mut trainer = trainer("llama3", Method::Lora, 0.0, Recompute::NONE);
     let mut saved = trainer.parameters().state().unwrap();
     let good = saved.clone();
     saved[0].state = (&saved[0].state * f64::INFINITY).unwrap();
@@ -219,7 +222,7 @@ fn a_gradient_that_is_not_finite_changes_nothing_and_is_forgotten() {
 
 #[test]
 fn what_does_not_belong_to_a_run_is_refused_by_name() {
-    let mut trainer = trainer("llama3", Method::Lora, 0.0, Recompute::None);
+    let mut trainer = trainer("llama3", Method::Lora, 0.0, Recompute::NONE);
     let mut saved = trainer.parameters().state().unwrap();
     saved[0].name = "other".to_owned();
     saved[1].state = saved[1].state.narrow(1, 0, 1).unwrap();

@@ -148,9 +148,8 @@ fn machine(name: &str, result: &RunResult) -> String {
         let _ = write!(text, " Load average {before:.1} before, {after:.1} after.");
     }
     if let Some(limits) = &result.limits {
-        let (memory, arithmetic) =
-            (units::rate(limits.main_memory(), "B"), units::rate(limits.flops_per_second, "FLOP"));
-        let _ = write!(text, " Limits of this machine, measured: {memory} from memory, {arithmetic} in f32.");
+        let (memory, arithmetic) = (units::rate(limits.main_memory(), "B"), limits.arithmetic());
+        let _ = write!(text, " Limits of this machine, measured: {memory} from memory, {arithmetic}.");
     }
     text + "\n"
 }

@@ -102,6 +102,8 @@ pub(crate) struct Counters {
     pub(crate) row: String,
     /// What the operation must move and compute at least.
     pub(crate) bytes: Option<f64>,
+    /// In how many bytes of memory these lie, where places are touched twice.
+    pub(crate) working_set: Option<f64>,
     pub(crate) flops: Option<f64>,
     pub(crate) allocations: Option<f64>,
     pub(crate) allocated_bytes: Option<f64>,

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     process::Setup,
     result::{Counters, Row},
+    units,
 };
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -21,6 +22,8 @@ pub(crate) struct Limits {
     pub(crate) memory: Vec<Bandwidth>,
     /// Of a product of large f32 matrices.
     pub(crate) flops_per_second: f64,
+    /// The same in the type that a model computes in.
+    pub(crate) model_flops_per_second: f64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -63,6 +66,7 @@ impl Limits {
             ours.bytes_per_second = ours.bytes_per_second.max(theirs.bytes_per_second);
         }
         self.flops_per_second = self.flops_per_second.max(other.flops_per_second);
+        self.model_flops_per_second = self.model_flops_per_second.max(other.model_flops_per_second);
         self
     }
 
@@ -85,10 +89,21 @@ impl Limits {
         self.memory.last().map_or(f64::NAN, |step| step.bytes_per_second)
     }
 
+    /// How fast matrices are multiplied, in words.
+    pub(crate) fn arithmetic(&self) -> String {
+        let f32 = format!("{} in f32", units::rate(self.flops_per_second, "FLOP"));
+        if self.device == "cpu" {
+            return f32;
+        }
+        format!("{f32}, {} in a model's bf16", units::rate(self.model_flops_per_second, "FLOP"))
+    }
+
     /// The least seconds for this work, and why.
-    fn least(&self, counters: &Counters) -> Option<(f64, Bound)> {
-        let memory = counters.bytes.filter(|bytes| *bytes > 0.0).map(|bytes| bytes / self.bandwidth(bytes));
-        let compute = counters.flops.filter(|flops| *flops > 0.0).map(|flops| flops / self.flops_per_second);
+    fn least(&self, counters: &Counters, flops_per_second: f64) -> Option<(f64, Bound)> {
+        let within = |bytes| counters.working_set.unwrap_or(bytes);
+        let memory = counters.bytes.filter(|bytes| *bytes > 0.0);
+        let memory = memory.map(|bytes| bytes / self.bandwidth(within(bytes)));
+        let compute = counters.flops.filter(|flops| *flops > 0.0).map(|flops| flops / flops_per_second);
         match (memory, compute) {
             (Some(memory), Some(compute)) if compute > memory => Some((compute, Bound::Compute)),
             (Some(memory), _) => Some((memory, Bound::Memory)),
@@ -98,7 +113,10 @@ impl Limits {
 
     /// Fills in a row's share of its limit.
     pub(crate) fn apply(&self, row: &mut Row) {
-        let Some((seconds, bound)) = row.counters.as_ref().and_then(|counters| self.least(counters)) else {
+        // The program of whole models and their parts computes in their type.
+        let flops = if row.program == "model" { self.model_flops_per_second } else { self.flops_per_second };
+        let Some((seconds, bound)) = row.counters.as_ref().and_then(|counters| self.least(counters, flops))
+        else {
             return;
         };
         row.share_of_limit = Some(seconds * 1e9 / row.median_ns);
@@ -114,7 +132,13 @@ mod tests {
         let memory = [(1e3, 100e9), (1e6, 50e9), (1e9, 10e9)]
             .map(|(bytes, bytes_per_second)| Bandwidth { bytes, bytes_per_second })
             .to_vec();
-        Limits { device: "cpu".into(), threads: 2, memory, flops_per_second: 1e12 }
+        Limits {
+            device: "cpu".into(),
+            threads: 2,
+            memory,
+            flops_per_second: 1e12,
+            model_flops_per_second: 4e12,
+        }
     }
 
     fn row(bytes: Option<f64>, flops: Option<f64>, nanoseconds: f64) -> Row {
@@ -141,5 +165,12 @@ mod tests {
         let compute = row(Some(1e6), Some(1e9), 2e6);
         assert_eq!((compute.bound, compute.share_of_limit), (Some(Bound::Compute), Some(0.5)));
         assert_eq!(row(None, None, 1.0).share_of_limit, None);
+        let mut twice = row(Some(1e6), None, 40e3);
+        twice.counters.as_mut().unwrap().working_set = Some(1e3);
+        limits().apply(&mut twice);
+        assert_eq!(twice.share_of_limit, Some(0.25));
+        let mut of_a_model = Row { program: "model".into(), ..compute };
+        limits().apply(&mut of_a_model);
+        assert_eq!(of_a_model.share_of_limit, Some(0.125));
     }
 }

@@ -33,7 +33,7 @@ pub(crate) fn table(result: &RunResult) -> String {
             text,
             "\nlimits: memory {}, arithmetic {}",
             units::rate(limits.main_memory(), "B"),
-            units::rate(limits.flops_per_second, "FLOP")
+            limits.arithmetic()
         );
     }
     text

@@ -43,7 +43,7 @@ fn table(plan: &Plan) -> String {
         ("cut", format!("{cut} examples, {lost} tokens")),
         ("largest batch", format!("{} rows, {:.0} % of all rows useful", plan.rows, 100.0 * plan.fill)),
         ("parameters", format!("{parameters}, trained {trained} ({share:.3} %)")),
-        ("recomputed", format!("{} blocks", plan.recomputed_blocks)),
+        ("recomputed", plan.recompute.to_string()),
         (
             "peak memory",
             format!(

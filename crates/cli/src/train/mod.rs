@@ -24,6 +24,7 @@ use metal_candle::{
     },
 };
 
+pub(crate) use self::settings::{Bytes, RecomputeName};
 use self::{progress::Progress, settings::Settings};
 use crate::{
     args::{ComputeArgs, SourceArgs},

@@ -14,7 +14,7 @@ use super::{
     schedule,
     settings::{
         BatchingName, CompletionName, FineTuneType, FormatName, Init, LoraParameters, OptimizerName,
-        RecomputeName, Settings, SuperviseName,
+        Settings, SuperviseName,
     },
 };
 
@@ -234,12 +234,7 @@ fn optimizer(settings: &Settings) -> Result<OptimizerConfig> {
 }
 
 fn recompute(settings: &Settings) -> Result<RecomputeChoice> {
-    let named = settings.recompute.map(|name| match name {
-        RecomputeName::Auto => RecomputeChoice::Auto,
-        RecomputeName::None => RecomputeChoice::None,
-        RecomputeName::All => RecomputeChoice::All,
-        RecomputeName::Blocks(count) => RecomputeChoice::Blocks(count),
-    });
+    let named = settings.recompute.map(RecomputeChoice::from);
     let budget = settings.memory_budget.map(|bytes| RecomputeChoice::Within(bytes.0));
     match (named, budget, settings.grad_checkpoint) {
         (None | Some(RecomputeChoice::Auto), Some(budget), _) => Ok(budget),

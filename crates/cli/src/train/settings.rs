@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, path::PathBuf, str::FromStr};
 
 use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
+use metal_candle::train::RecomputeChoice;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -143,13 +144,14 @@ pub(crate) struct Settings {
     /// End texts and completions with the end-of-sequence token [default: true]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Supervision")]
     pub(crate) append_eos: Option<bool>,
-    /// Blocks that are computed again in the backward pass: auto, none, all or a number [default: auto]
+    /// Blocks that are computed again in the backward pass: auto, none, all, a number, or mlps:NUMBER for their MLPs only
+    /// [default: auto]
     #[arg(long, value_name = "BLOCKS", help_heading = "Memory")]
     pub(crate) recompute: Option<RecomputeName>,
     /// As in mlx-lm: recompute all blocks; false: none
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Memory")]
     pub(crate) grad_checkpoint: Option<bool>,
-    /// Recompute as few blocks as this much memory allows, such as 6GB, by the forecast
+    /// Recompute as little as this much memory allows, such as 6GB, by the forecast
     #[arg(long, value_name = "BYTES", help_heading = "Memory")]
     pub(crate) memory_budget: Option<Bytes>,
     /// Batches between two measurements on valid.jsonl [default: 200]
@@ -308,13 +310,14 @@ names! {
     FormatName { Peft, Mlx }
 }
 
-/// `auto`, `none`, `all` or a number of blocks.
+/// `auto`, `none`, `all`, `mlps:` and a number, or a number of blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Value", into = "String")]
 pub(crate) enum RecomputeName {
     Auto,
     None,
     All,
+    Mlps(usize),
     Blocks(usize),
 }
 
@@ -363,10 +366,11 @@ impl FromStr for RecomputeName {
             "auto" => Ok(Self::Auto),
             "none" => Ok(Self::None),
             "all" => Ok(Self::All),
-            number => number
-                .parse()
-                .map(Self::Blocks)
-                .map_err(|_| "use auto, none, all or a number of blocks".to_owned()),
+            number => match number.strip_prefix("mlps:") {
+                Some(number) => number.parse().map(Self::Mlps),
+                None => number.parse().map(Self::Blocks),
+            }
+            .map_err(|_| "use auto, none, all, a number of blocks, or mlps: and a number of MLPs".to_owned()),
         }
     }
 }
@@ -415,7 +419,20 @@ impl From<RecomputeName> for String {
             RecomputeName::Auto => "auto".to_owned(),
             RecomputeName::None => "none".to_owned(),
             RecomputeName::All => "all".to_owned(),
+            RecomputeName::Mlps(count) => format!("mlps:{count}"),
             RecomputeName::Blocks(count) => count.to_string(),
+        }
+    }
+}
+
+impl From<RecomputeName> for RecomputeChoice {
+    fn from(name: RecomputeName) -> Self {
+        match name {
+            RecomputeName::Auto => Self::Auto,
+            RecomputeName::None => Self::None,
+            RecomputeName::All => Self::All,
+            RecomputeName::Mlps(count) => Self::Mlps(count),
+            RecomputeName::Blocks(count) => Self::Blocks(count),
         }
     }
 }

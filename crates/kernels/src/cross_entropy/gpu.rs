@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use super::{Counted, HeadWeight, Loss, LossGradients, LossParams};
+use super::{Counted, HeadWeight, Loss, LossGradients, LossParams, Place};
 use crate::{
     fresh::Fresh,
     gpu::{Argument, Float, Kernel, Launch, Module, Variant, launch, module},
@@ -41,6 +41,7 @@ pub(super) fn run(
     counted: &Counted,
     params: &LossParams,
     wanted: Option<HeadWeight>,
+    place: Place,
 ) -> Result<(Loss, Option<LossGradients>)> {
     let (tokens, device) = (hidden.dim(0)?, hidden.device());
     let count = counted.rows.len();
@@ -59,17 +60,19 @@ pub(super) fn run(
     };
     let chunk = chunk_tokens(count, &job.weight, params)?;
     let (mut losses, mut d_weight) = (Vec::new(), None);
-    // Filled piece by piece: pieces joined in the end would be there twice.
-    let d_dense = wanted.is_some().then(|| dense.zeros_like()).transpose()?; // [C, D]
+    // Filled piece by piece: pieces joined in the end would be there twice. A piece's hidden states are used up when its
+    // gradient is known.
+    let d_dense = match place {
+        _ if wanted.is_none() => None,
+        Place::Own if count == tokens => Some(dense.zeros_like()?),
+        Place::Own | Place::OfHidden => Some(dense.clone()),
+    }; // [C, D]
     for start in (0..count).step_by(chunk) {
         let length = chunk.min(count - start);
         let rows = dense.narrow(0, start, length)?;
         let logits = product(&rows, &job.weight.t()?)?; // [length, V]
         losses.push(take_losses(&job, &logits, &targets.narrow(0, start, length)?)?);
         // From here on, `logits` are gradients.
-        if let Some(d_dense) = &d_dense {
-            d_dense.slice_set(&product(&logits, &job.weight)?, 0, start)?;
-        }
         if wanted == Some(HeadWeight::Trainable) {
             let part = product(&logits.t()?, &rows)?.to_dtype(DType::F32)?; // [V, D]
             trace::launched(u64::from(logits.dtype() != DType::F32));
@@ -80,6 +83,9 @@ pub(super) fn run(
                 }
                 None => part,
             });
+        }
+        if let Some(d_dense) = &d_dense {
+            d_dense.slice_set(&product(&logits, &job.weight)?, 0, start)?;
         }
     }
     let loss = Loss { losses: spread(losses, &counted.rows, tokens)?, count };

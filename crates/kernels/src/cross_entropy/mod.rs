@@ -71,6 +71,15 @@ pub enum HeadWeight {
     Trainable,
 }
 
+/// Where the gradients of the hidden states are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// To memory of their own.
+    Own,
+    /// Over the hidden states, where the device can.
+    OfHidden,
+}
+
 /// Gradients of the *sum* of the losses: divide by the targets of the whole step.
 #[derive(Debug, Clone)]
 pub struct LossGradients {
@@ -88,7 +97,7 @@ pub fn lm_head_loss(
     params: &LossParams,
 ) -> Result<Loss> {
     let _op = trace::op("lm_head_loss", hidden.device(), || head_work(hidden, head, targets, 1));
-    let (loss, _) = run(hidden, head, targets, params, None)?;
+    let (loss, _) = run(hidden, head, targets, params, None, Place::Own)?;
     Ok(loss)
 }
 
@@ -100,10 +109,33 @@ pub fn lm_head_loss_and_gradients(
     params: &LossParams,
     weight: HeadWeight,
 ) -> Result<(Loss, LossGradients)> {
+    loss_and_gradients(hidden, head, targets, params, weight, Place::Own)
+}
+
+/// [`lm_head_loss_and_gradients`], whose gradients take the place of the hidden states where that saves memory, which is
+/// on a GPU. Nobody else may hold those.
+pub fn lm_head_loss_and_gradients_in_place(
+    hidden: Tensor,
+    head: &Projection,
+    targets: &[u32],
+    params: &LossParams,
+    weight: HeadWeight,
+) -> Result<(Loss, LossGradients)> {
+    loss_and_gradients(&hidden, head, targets, params, weight, Place::OfHidden)
+}
+
+fn loss_and_gradients(
+    hidden: &Tensor,
+    head: &Projection,
+    targets: &[u32],
+    params: &LossParams,
+    weight: HeadWeight,
+    place: Place,
+) -> Result<(Loss, LossGradients)> {
     let _op = trace::op("lm_head_loss_and_gradients", hidden.device(), || {
         head_work(hidden, head, targets, if weight == HeadWeight::Trainable { 3 } else { 2 })
     });
-    let (loss, gradients) = run(hidden, head, targets, params, Some(weight))?;
+    let (loss, gradients) = run(hidden, head, targets, params, Some(weight), place)?;
     Ok((loss, gradients.expect("asked for")))
 }
 
@@ -121,7 +153,7 @@ pub fn cross_entropy(
     }
     let weight = if head.weight.track_op() { HeadWeight::Trainable } else { HeadWeight::Frozen };
     let wanted = (hidden.track_op() || head.weight.track_op()).then_some(weight);
-    let (loss, gradients) = run(hidden, head, targets, params, wanted)?;
+    let (loss, gradients) = run(hidden, head, targets, params, wanted, Place::Own)?;
     if loss.count == 0 {
         bail!("cross_entropy: every target is ignored, and the mean of nothing is undefined");
     }
@@ -168,6 +200,7 @@ fn run(
     targets: &[u32],
     params: &LossParams,
     wanted: Option<HeadWeight>,
+    place: Place,
 ) -> Result<(Loss, Option<LossGradients>)> {
     check(hidden, head, targets, params)?;
     // The result enters a graph by `cross_entropy` only.
@@ -183,7 +216,7 @@ fn run(
         return nothing(&hidden, &detached, wanted);
     }
     if runs_kernels(hidden.device()) {
-        return gpu::run(&hidden, &detached, &counted, params, wanted);
+        return gpu::run(&hidden, &detached, &counted, params, wanted, place);
     }
     if !device::narrow_on_cpu(&hidden) {
         return cpu::run(&hidden, &detached, &counted, params, wanted);

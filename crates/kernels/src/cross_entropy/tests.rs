@@ -96,6 +96,29 @@ fn with_and_without_gradients_the_losses_are_the_same() {
 }
 
 #[test]
+fn gradients_in_the_place_of_hidden_states_are_the_same() {
+    for rig in rigs() {
+        rig.with(|| {
+            let on_rig = |tensor: Tensor| tensor.to_device(rig.device()).unwrap();
+            let hidden = on_rig(random(1, (40, 24), DType::F32));
+            let head = Projection { weight: on_rig(head(300, 24).weight), bias: None };
+            let params = LossParams { chunk_tokens: Some(16), ..LossParams::default() };
+            let all: Vec<u32> = (0..40).map(|token| token * 3).collect();
+            let some = all.iter().map(|target| if target % 2 == 0 { *target } else { IGNORED }).collect();
+            for targets in [all, some] {
+                let weight = HeadWeight::Trainable;
+                let (_, own) = lm_head_loss_and_gradients(&hidden, &head, &targets, &params, weight).unwrap();
+                let given = hidden.copy().unwrap();
+                let (_, in_place) =
+                    lm_head_loss_and_gradients_in_place(given, &head, &targets, &params, weight).unwrap();
+                assert_eq!(bits(&own.hidden), bits(&in_place.hidden), "{rig}");
+                assert_eq!(bits(&own.weight.unwrap()), bits(&in_place.weight.unwrap()), "{rig}");
+            }
+        });
+    }
+}
+
+#[test]
 fn the_number_of_threads_changes_nothing() {
     // Tokens for two chunks.
     let (hidden, head) = (random(1, (600, 32), DType::F32), head(3000, 32));

@@ -28,7 +28,7 @@ const ROW_GROUPS: usize = 264;
 pub(super) const WARPS: usize = 8;
 pub(super) const RANKS: usize = 8;
 /// Warps of a group of `lora_sum_parts`: each sums some of the parts (`SUM_WARPS` in kernels.gpu).
-const SUM_WARPS: usize = 8;
+pub(super) const SUM_WARPS: usize = 8;
 /// Groups of `lora_outer` that fill a large GPU, and the fewest rows that are worth a group.
 pub(super) const OUTER_GROUPS: usize = 264;
 pub(super) const FEWEST_ROWS: usize = 64;
@@ -158,7 +158,7 @@ fn add_outer(left: &Tensor, right: &Tensor, scale: f32, to: &Tensor, transposed:
 }
 
 /// `to += scale · Σ sums [parts, r, width]`, or the transpose of that.
-pub(super) fn sum_parts(sums: &Tensor, scale: f32, to: &Tensor, transposed: bool) -> Result<()> {
+fn sum_parts(sums: &Tensor, scale: f32, to: &Tensor, transposed: bool) -> Result<()> {
     let (parts, rank, width) = sums.dims3()?;
     let summed = Launch {
         kernel: &SUM,

@@ -40,6 +40,13 @@ pub enum Part {
     Down,
 }
 
+impl Part {
+    /// Whether it belongs to the MLP, and not to the attention.
+    pub(crate) fn is_of_mlp(self) -> bool {
+        matches!(self, Self::Gate | Self::Up | Self::Down)
+    }
+}
+
 /// A module of one block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Site {

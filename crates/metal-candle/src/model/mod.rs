@@ -13,7 +13,7 @@ pub mod weights;
 pub use config::{Config, ConfigError};
 pub(crate) use decoder::is_without_effect;
 pub use decoder::{LoadOptions, LogitsFor, Model, SequenceInput};
-pub use walk::{BatchLoss, Rows};
+pub use walk::{BatchLoss, Recompute, Rows};
 
 /// Reading a model's config or weights, or running it, failed.
 #[derive(Debug, thiserror::Error)]

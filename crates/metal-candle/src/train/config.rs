@@ -44,7 +44,7 @@ pub struct TrainConfig {
     pub z_loss: f32,
     /// Decides the first values, the order of the data and the dropout.
     pub seed: u64,
-    /// Which blocks are computed again in the backward pass, to save memory.
+    /// What is computed again in the backward pass, to save memory.
     pub recompute: RecomputeChoice,
     /// Measuring while training.
     pub evaluation: EvaluationConfig,
@@ -71,20 +71,22 @@ pub enum Training {
     Full,
 }
 
-/// Which blocks are computed again in the backward pass.
+/// What is computed again in the backward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RecomputeChoice {
-    /// As few as the memory that is free allows, by the forecast; where that is unknown, none.
+    /// As little as the memory that is free allows, by the forecast; where that is unknown, nothing.
     #[default]
     Auto,
-    /// As few as so many bytes allow, by the forecast.
+    /// As little as so many bytes allow, by the forecast.
     Within(u64),
-    /// None.
+    /// Nothing.
     None,
-    /// This many.
+    /// The MLPs of this many blocks.
+    Mlps(usize),
+    /// This many blocks.
     Blocks(usize),
-    /// All.
+    /// All blocks.
     All,
 }
 

@@ -15,7 +15,10 @@ use crate::{
     device,
     lora::{LoraConfig, Method, SiteShape},
     model::Model,
-    model::spec::{DecoderSpec, LayerSpec, NormPlacement, QkNorm},
+    model::{
+        spec::{DecoderSpec, LayerSpec, NormPlacement, QkNorm},
+        walk::Again,
+    },
 };
 
 /// Code, tokenizer, data and what else a process holds.
@@ -45,7 +48,7 @@ pub struct Workload<'a> {
     pub rows: u64,
     /// The targets of the largest batch.
     pub targets: u64,
-    /// Which blocks run again on the way back.
+    /// What runs again on the way back.
     pub recompute: Recompute,
 }
 
@@ -60,7 +63,7 @@ impl<'a> Workload<'a> {
             adapter,
             rows,
             targets,
-            recompute: Recompute::None,
+            recompute: Recompute::NONE,
         }
     }
 }
@@ -69,9 +72,10 @@ impl RecomputeChoice {
     /// The choice for a workload on a device.
     pub fn resolve(self, load: &Workload<'_>, device: &Device) -> Recompute {
         match self {
-            Self::None => Recompute::None,
-            Self::All => Recompute::All,
-            Self::Blocks(count) => Recompute::Blocks(count),
+            Self::None => Recompute::NONE,
+            Self::All => Recompute::ALL,
+            Self::Blocks(blocks) => Recompute { blocks, mlps: 0 },
+            Self::Mlps(mlps) => Recompute { blocks: 0, mlps },
             Self::Within(bytes) => Forecast::fit(load, bytes),
             Self::Auto => match free_memory(device) {
                 // The weights are in memory when the free memory is asked for. Others use memory too.
@@ -79,7 +83,7 @@ impl RecomputeChoice {
                     let weights = load.spec.parameters() * size(load.weights);
                     Forecast::fit(load, bytes + weights - (bytes / 10))
                 }
-                None => Recompute::None,
+                None => Recompute::NONE,
             },
         }
     }
@@ -131,19 +135,16 @@ impl Forecast {
         } else {
             0
         };
-        let recomputed = load.recompute.count(layers);
         let element = size(load.compute);
         let of = |layer: usize| Block::new(load, &sites, layer);
-        let kept = (first..layers).map(|layer| {
-            let block = of(layer);
-            if layer < first + recomputed { block.hidden * element } else { block.saved_bytes(element) }
-        });
+        let again = |layer: usize| load.recompute.of_block(layer - first);
+        let kept = (first..layers).map(|layer| of(layer).kept_bytes(again(layer), element));
         let activations = load.rows * kept.sum::<u64>();
-        // A block that runs again holds all of itself meanwhile.
+        // What runs again is held like everything else meanwhile.
         let block_work = (first..layers).map(|layer| {
             let block = of(layer);
-            let again = if layer < first + recomputed { block.saved_bytes(element) } else { 0 };
-            load.rows * (again + block.working * element)
+            let more = block.kept_bytes(Again::Nothing, element) - block.kept_bytes(again(layer), element);
+            load.rows * (more + block.working * element)
         });
         // The head works while all blocks' activations are held, its hidden states and their gradient with them.
         let head_work = head_bytes(load) + 3 * load.rows * spec.hidden_size as u64 * element;
@@ -166,15 +167,11 @@ impl Forecast {
         weights + trained + activations + working + process
     }
 
-    /// The fewest blocks to run again so that the total stays within `budget`; all of them if nothing does.
+    /// The least to run again so that the total stays within `budget`; everything if nothing does.
     pub fn fit(load: &Workload<'_>, budget: u64) -> Recompute {
         let within = |recompute| Self::new(&Workload { recompute, ..*load }).total() <= budget;
-        let layers = load.spec.layers.len();
-        match (0..layers).find(|&count| within(Recompute::Blocks(count))) {
-            Some(0) => Recompute::None,
-            Some(count) => Recompute::Blocks(count),
-            None => Recompute::All,
-        }
+        let found = Recompute::ladder(load.spec.layers.len()).find(|&recompute| within(recompute));
+        found.unwrap_or(Recompute::ALL)
     }
 }
 
@@ -189,7 +186,9 @@ struct Block {
     hidden: u64,
     /// Kept for the way back, its input included.
     saved: u64,
-    /// The same in f32, whatever the model computes in.
+    /// The MLP's part of that.
+    saved_mlp: u64,
+    /// Kept in f32, whatever the model computes in.
     saved_f32: u64,
     /// Made on the way back.
     working: u64,
@@ -203,21 +202,23 @@ impl Block {
         let (queries, keys) = (attention.query_size() as u64, attention.key_size() as u64);
         let middle = mlp.intermediate_size as u64;
         // Input, stream between the halves, rotated queries and keys, values, mixed values, gate, up.
-        let mut saved = 2 * hidden + 2 * queries + 2 * keys + 2 * middle;
+        let mut saved_mlp = 2 * middle;
+        let mut saved = 2 * hidden + 2 * queries + 2 * keys;
         if attention.qk_norm != QkNorm::None {
             saved += queries + keys;
         }
         if norms != &NormPlacement::Before {
-            saved += 2 * hidden;
+            saved += hidden;
+            saved_mlp += hidden;
         }
         let mut adapts_down = false;
         for place in sites.iter().filter(|place| place.site.layer == layer) {
             let Some(adapter) = load.adapter else { continue };
-            let parts = place.site.module.parts(spec, layer).len();
-            saved += (parts * adapter.rank_at(place.site)) as u64;
-            if adapter.method == Method::Dora {
-                saved += place.outputs as u64;
-            }
+            let parts = place.site.module.parts(spec, layer);
+            let outputs = if adapter.method == Method::Dora { place.outputs } else { 0 };
+            let numbers = (parts.len() * adapter.rank_at(place.site) + outputs) as u64;
+            *if parts.iter().all(|(part, _)| part.is_of_mlp()) { &mut saved_mlp } else { &mut saved } +=
+                numbers;
             adapts_down |= place.site.module == crate::lora::Module::Down;
         }
         let full = load.adapter.is_none();
@@ -231,11 +232,22 @@ impl Block {
         };
         let mlp_work = gradients + 3 * hidden + again;
         let attention_work = 3 * queries + 2 * keys + 4 * hidden;
-        Self { hidden, saved, saved_f32: attention.heads as u64, working: mlp_work.max(attention_work) }
+        Self {
+            hidden,
+            saved: saved + saved_mlp,
+            saved_mlp,
+            saved_f32: attention.heads as u64,
+            working: mlp_work.max(attention_work),
+        }
     }
 
-    fn saved_bytes(&self, element: u64) -> u64 {
-        self.saved * element + self.saved_f32 * 4
+    /// Kept for the way back, when so much of it runs again there.
+    fn kept_bytes(&self, again: Again, element: u64) -> u64 {
+        match again {
+            Again::Nothing => self.saved * element + self.saved_f32 * 4,
+            Again::Mlp => (self.saved - self.saved_mlp) * element + self.saved_f32 * 4,
+            Again::Block => self.hidden * element,
+        }
     }
 }
 
@@ -285,7 +297,7 @@ mod tests {
             adapter,
             rows,
             targets: rows,
-            recompute: Recompute::None,
+            recompute: Recompute::NONE,
         }
     }
 
@@ -309,12 +321,10 @@ mod tests {
         let total = |load: &Workload<'_>| Forecast::new(load).total();
         let base = load(&spec, Some(&lora), 512);
         assert!(total(&load(&spec, Some(&lora), 1024)) > total(&base));
-        assert!(total(&Workload { recompute: Recompute::All, ..base }) < total(&base) / 3 * 2);
-        let half = Workload { recompute: Recompute::Blocks(12), ..base };
-        assert!(
-            total(&half) < total(&base)
-                && total(&half) > total(&Workload { recompute: Recompute::All, ..base })
-        );
+        assert!(total(&Workload { recompute: Recompute::ALL, ..base }) < total(&base) / 3 * 2);
+        let steps: Vec<u64> =
+            Recompute::ladder(24).map(|recompute| total(&Workload { recompute, ..base })).collect();
+        assert!(steps.is_sorted_by(|more, less| more > less));
         assert!(total(&Workload { weights: DType::F32, ..base }) > total(&base));
         let gpu = Workload { compute: DType::BF16, cpu: false, ..base };
         assert!(Forecast::new(&gpu).activations < Forecast::new(&base).activations);
@@ -332,9 +342,15 @@ mod tests {
         let (spec, lora) = (spec(), LoraConfig::default());
         let base = load(&spec, Some(&lora), 512);
         let total = |recompute| Forecast::new(&Workload { recompute, ..base }).total();
-        assert_eq!(Forecast::fit(&base, total(Recompute::None)), Recompute::None);
-        assert_eq!(Forecast::fit(&base, total(Recompute::Blocks(7))), Recompute::Blocks(7));
-        assert_eq!(Forecast::fit(&base, 1), Recompute::All);
+        for fitting in [
+            Recompute::NONE,
+            Recompute { blocks: 0, mlps: 7 },
+            Recompute { blocks: 0, mlps: 24 },
+            Recompute { blocks: 5, mlps: 19 },
+        ] {
+            assert_eq!(Forecast::fit(&base, total(fitting)), fitting);
+        }
+        assert_eq!(Forecast::fit(&base, 1), Recompute::ALL);
     }
 
     #[test]

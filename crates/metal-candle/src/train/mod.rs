@@ -21,9 +21,9 @@ pub use optimizer::{Optimizer, OptimizerConfig, Update, Updated};
 pub use parameters::{Group, Parameter, ParameterState, Parameters};
 pub use run::{Plan, Run, saved_config};
 pub use schedule::{Decay, Schedule};
-pub use trainer::{Recompute, Trainer, TrainerOptions};
+pub use trainer::{Trainer, TrainerOptions};
 
-pub use crate::model::{BatchLoss, Rows};
+pub use crate::model::{BatchLoss, Recompute, Rows};
 use std::{io, path::PathBuf};
 
 use crate::{lora::LoraError, model::ModelError};

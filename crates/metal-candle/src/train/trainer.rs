@@ -18,7 +18,7 @@ use crate::{
     model::{
         Model,
         spec::DecoderSpec,
-        walk::{Dropout, Gradients, RotaryTables, Walk},
+        walk::{Dropout, Gradients, Recompute, RotaryTables, Walk},
         weights::Weights,
     },
 };
@@ -30,7 +30,7 @@ pub struct TrainerOptions {
     pub optimizer: OptimizerConfig,
     /// Names the random numbers of dropout.
     pub seed: u64,
-    /// Which blocks run again on the way back.
+    /// What is computed again on the way back.
     pub recompute: Recompute,
     /// The share of the target distribution that is spread evenly over the vocabulary.
     pub label_smoothing: f32,
@@ -38,28 +38,6 @@ pub struct TrainerOptions {
     pub z_loss: f32,
     /// The most tokens whose logits a GPU holds at once; `None` chooses by memory.
     pub chunk_tokens: Option<usize>,
-}
-
-/// How many blocks keep only their input, and run again on the way back: less memory, more time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Recompute {
-    /// None.
-    None,
-    /// This many.
-    Blocks(usize),
-    /// All.
-    All,
-}
-
-impl Recompute {
-    /// How many of so many blocks.
-    pub fn count(self, blocks: usize) -> usize {
-        match self {
-            Self::None => 0,
-            Self::Blocks(count) => count.min(blocks),
-            Self::All => blocks,
-        }
-    }
 }
 
 /// Parameters in training.
@@ -89,7 +67,7 @@ impl Default for TrainerOptions {
         Self {
             optimizer: OptimizerConfig::default(),
             seed: 0,
-            recompute: Recompute::None,
+            recompute: Recompute::NONE,
             label_smoothing: 0.0,
             z_loss: 0.0,
             chunk_tokens: None,
@@ -257,7 +235,6 @@ impl Trainer {
     }
 
     fn walk(&self, draw: Option<u64>) -> Walk<'_> {
-        let blocks = self.model.spec().layers.len();
         let (adapter, probability) = match &self.trained {
             Trained::Adapter { config, active, .. } => (Some(active), config.dropout),
             Trained::Everything => (None, 0.0),
@@ -269,7 +246,7 @@ impl Trainer {
             adapter,
             dropout: draw.filter(|_| probability > 0.0).map(|draw| Dropout { probability, seed, draw }),
             first_block: adapter.and_then(ActiveAdapter::first_block).unwrap_or(0),
-            recomputed: self.options.recompute.count(blocks),
+            recompute: self.options.recompute,
             loss: LossParams {
                 label_smoothing: if draw.is_some() { self.options.label_smoothing } else { 0.0 },
                 z_loss: if draw.is_some() { self.options.z_loss } else { 0.0 },

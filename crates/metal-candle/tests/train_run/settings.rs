@@ -71,6 +71,7 @@ fn settings_of_memory_do_not() {
         RecomputeChoice::None,
         RecomputeChoice::All,
         RecomputeChoice::Blocks(1),
+        RecomputeChoice::Mlps(1),
         RecomputeChoice::Within(1),
         RecomputeChoice::Auto,
     ] {

@@ -108,9 +108,8 @@ fn figures(result: &RunResult) -> String {
         "the median row's standard deviation".to_owned(),
     ));
     if let Some(limits) = &result.limits {
-        let (memory, arithmetic) =
-            (units::rate(limits.main_memory(), "B"), units::rate(limits.flops_per_second, "FLOP"));
-        cards.push(("this machine's limits", memory, format!("from memory; {arithmetic} in f32")));
+        let memory = units::rate(limits.main_memory(), "B");
+        cards.push(("this machine's limits", memory, format!("from memory; {}", limits.arithmetic())));
     }
     let load = |load: Option<f64>| load.map_or_else(|| "–".to_owned(), |load| format!("{load:.1}"));
     let loads = format!("{} → {}", load(result.load_before), load(result.load_after));

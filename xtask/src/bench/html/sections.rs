@@ -201,7 +201,8 @@ pub(super) fn roofline(result: &RunResult) -> String {
         return shares;
     }
     let fastest = limits.memory.iter().map(|step| step.bytes_per_second).fold(0.0, f64::max);
-    let (cache, memory, peak) = (fastest, limits.main_memory(), limits.flops_per_second);
+    let peak = limits.flops_per_second.max(limits.model_flops_per_second);
+    let (cache, memory) = (fastest, limits.main_memory());
     let x = Scale::log(points.iter().map(|point| point.x).chain([peak / memory * 2.0, 0.1]));
     let least = points.iter().map(|point| point.y).fold(f64::INFINITY, f64::min);
     let y = Scale::log([least, peak * 1.3]);
@@ -223,12 +224,12 @@ pub(super) fn roofline(result: &RunResult) -> String {
     );
     format!(
         "<section>\n<h2>Roofline</h2>\n<p class=\"soft\">FLOP per second over FLOP per byte moved. The lines are what this machine \
-         reached: {} from memory, {} from the nearest cache, {} in f32.</p>\n<div class=\"card\">{plot}\
+         reached: {} from memory, {} from the nearest cache, {}.</p>\n<div class=\"card\">{plot}\
          <p class=\"legend\"><i class=\"memory\"></i>limited by memory <i class=\"compute\"></i>limited by arithmetic \
          <u class=\"main\"></u>memory <u class=\"cache\"></u>cache</p></div>\n</section>\n{shares}",
         units::rate(memory, "B"),
         units::rate(cache, "B"),
-        units::rate(peak, "FLOP"),
+        limits.arithmetic(),
     )
 }
 

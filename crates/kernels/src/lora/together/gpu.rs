@@ -7,12 +7,13 @@ use crate::{
     fresh::Fresh,
     gpu::{Argument, Kernel, Launch, Variant, launch},
     linear::rows,
-    lora::gpu::{FEWEST_ROWS, MODULE, OUTER_GROUPS, RANKS, WARPS, sum_parts},
+    lora::gpu::{FEWEST_ROWS, MODULE, OUTER_GROUPS, RANKS, SUM_WARPS, WARPS},
 };
 
 static PULL: Kernel = Kernel::new(&MODULE, "lora_pull");
 static PUSH: Kernel = Kernel::new(&MODULE, "lora_push");
 static OUTERS: Kernel = Kernel::new(&MODULE, "lora_outers");
+static SUM_OUTERS: Kernel = Kernel::new(&MODULE, "lora_sum_outers");
 
 /// Adapters that a kernel has parameters for.
 const MEMBERS: usize = 3;
@@ -187,16 +188,33 @@ fn outers(
     // SAFETY: as `lora_outers` in kernels.gpu asks: the projections and what goes through lie one behind the other.
     unsafe { launch(device, &multiplied)? };
     let sums = sums.into_tensor();
-    let mut first = 0;
-    for (member, outputs) in members.iter().zip(outputs) {
-        let (rank, scale) = (member.adapter.rank(), member.adapter.scale);
-        for (to, width, transposed) in [(member.da, inputs, false), (member.db, outputs, true)] {
-            let own = sums.narrow(0, first, parts * rank * width)?.reshape((parts, rank, width))?;
-            sum_parts(&own, scale, to, transposed)?;
-            first += parts * rank * width;
-        }
+    // Who is not there is not reached; something stands in its place.
+    let mut changed = [Argument::Update(&sums); 2 * MEMBERS];
+    let mut scales = [Argument::F32(0.0); MEMBERS];
+    for (number, member) in members.iter().enumerate() {
+        changed[2 * number] = Argument::Update(member.da);
+        changed[2 * number + 1] = Argument::Update(member.db);
+        scales[number] = Argument::F32(member.adapter.scale);
     }
-    Ok(())
+    let largest =
+        outputs.iter().zip(&ranks).map(|(outputs, rank)| rank * inputs.max(*outputs)).max().unwrap_or(0);
+    let summed = Launch {
+        kernel: &SUM_OUTERS,
+        variant: Variant::Plain,
+        groups: [largest.div_ceil(32), 2 * members.len(), 1],
+        threads: 32 * SUM_WARPS,
+        arguments: &[
+            [Argument::Read(&sums)].as_slice(),
+            &changed,
+            &[number(parts), number(inputs)],
+            &sizes.concat(),
+            &scales,
+        ]
+        .concat(),
+    };
+    // SAFETY: as `lora_sum_outers` in kernels.gpu asks: the sums lie as `lora_outers` wrote them, the gradients have the shapes
+    // of the matrices.
+    unsafe { launch(device, &summed) }
 }
 
 /// Vectors where every row of every tensor allows them.

@@ -28,7 +28,7 @@ pub struct LoraMember<'a> {
     pub db: &'a Tensor,
 }
 
-/// Rows up to which saved launches are worth more than the speed of the products of the device's library, going forward.
+/// Rows up to which a saved launch is worth more than the speed of the products of the device's library, which may add.
 const MOST_ROWS: usize = 8192;
 
 /// `x · Aᵀ [M, r]` of each adapter.
@@ -43,12 +43,6 @@ impl LoraProjections {
     /// Those of the adapters, in their order.
     pub fn each(&self) -> &[Tensor] {
         &self.each
-    }
-
-    /// Those of the adapters, laid one behind the other.
-    fn joined(each: &[Tensor]) -> Result<Self> {
-        let parts = each.iter().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?;
-        Self::over(Tensor::cat(&parts, 0)?, each.iter().map(Tensor::dims2))
     }
 
     /// Views of what lies one behind the other, each `[M, r]`.
@@ -74,12 +68,11 @@ pub fn lora_down_together(x: &Tensor, adapters: &[&LoraAdapter]) -> Result<LoraP
     let factors: Vec<_> = adapters.iter().map(|adapter| &adapter.a).collect();
     let flat = rows(x)?;
     let inputs = vec![&flat; factors.len()];
-    let at_once = runs_kernels(x.device()) && gpu::is_for(&inputs, &factors, 0);
-    if at_once && flat.dim(0)? <= MOST_ROWS {
+    if runs_kernels(x.device()) && gpu::is_for(&inputs, &factors, 0) {
         return gpu::pull(&inputs, &factors, false);
     }
-    let each = adapters.iter().map(|adapter| lora_down(x, adapter)).collect::<Result<Vec<_>>>()?;
-    if at_once { LoraProjections::joined(&each) } else { Ok(LoraProjections { each, all: None }) }
+    let each = adapters.iter().map(|adapter| lora_down(x, adapter)).collect::<Result<_>>()?;
+    Ok(LoraProjections { each, all: None })
 }
 
 /// [`lora_up_in_place`] of each adapter into a product of its own.

@@ -98,18 +98,6 @@ fn adapters_of_one_input_match_the_definition() {
 }
 
 #[test]
-fn projections_that_are_joined_stay_what_they_were() {
-    let each = [random(1, (5, 8), DType::F32), random(2, (5, 3), DType::F32)];
-    let joined = LoraProjections::joined(&each).unwrap();
-    for (found, expected) in joined.each().iter().zip(&each) {
-        assert_eq!(found.to_vec2::<f32>().unwrap(), expected.to_vec2::<f32>().unwrap());
-    }
-    let all = joined.all.unwrap().to_vec1::<f32>().unwrap();
-    let expected = each.map(|part| part.flatten_all().unwrap().to_vec1::<f32>().unwrap()).concat();
-    assert_eq!(all, expected);
-}
-
-#[test]
 fn counts_that_differ_are_named() {
     let x = random(1, (2, 8), DType::F32);
     let adapter =

@@ -9,12 +9,13 @@ mod attention;
 mod mlp;
 mod part;
 mod positions;
+mod recompute;
 
 use candle_core::Tensor;
 use metal_candle_kernels::{
     accumulate::accumulate,
     attention::{AttentionParams, PackedAttention},
-    cross_entropy::{HeadWeight, LossParams, lm_head_loss, lm_head_loss_and_gradients},
+    cross_entropy::{HeadWeight, LossParams, lm_head_loss, lm_head_loss_and_gradients_in_place},
     embedding::{embedding, embedding_backward},
     rms_norm::{ResidualGradient, RmsNorm, rms_norm, rms_norm_backward, rms_norm_weight_backward},
     rope::Rotation,
@@ -25,9 +26,11 @@ use self::{attention::SavedAttention, mlp::SavedMlp};
 use super::{Model, ModelError, decoder::Block};
 use crate::lora::{ActiveAdapter, BlockAdapter, Part};
 
+pub use self::recompute::Recompute;
 pub(crate) use self::{
     part::{Dropout, LoraSums, PartGradients, PartSums},
     positions::RotaryTables,
+    recompute::Again,
 };
 
 /// Sequences laid one after another, as a batch of training has them.
@@ -80,8 +83,8 @@ pub(crate) struct Walk<'a> {
     pub(crate) dropout: Option<Dropout>,
     /// From this block on, gradients are wanted.
     pub(crate) first_block: usize,
-    /// Blocks that are run again on the way back.
-    pub(crate) recomputed: usize,
+    /// What is run again on the way back.
+    pub(crate) recompute: Recompute,
     pub(crate) loss: LossParams,
 }
 
@@ -95,28 +98,32 @@ pub(super) struct Shared<'a> {
 }
 
 /// What a block leaves for its way back.
-enum Saved {
-    /// The stream that entered it.
-    Input(Tensor),
-    /// All of it.
-    Full(Box<SavedBlock>),
+struct SavedBlock {
+    input: Tensor, // [T, hidden]
+    /// Without it, the whole block is run again.
+    attention: Option<AttentionHalf>,
+    /// Without it, the MLP is.
+    mlp: Option<MlpHalf>,
 }
 
-struct SavedBlock {
-    input: Tensor,  // [T, hidden]
+struct AttentionHalf {
+    saved: SavedAttention,
+    /// What it adds, where a norm stands after it.
+    delta: Option<Tensor>,
     middle: Tensor, // [T, hidden], the stream between the halves
-    attention: SavedAttention,
-    mlp: SavedMlp,
-    /// What a half adds, where a norm stands after it.
-    attention_delta: Option<Tensor>,
-    mlp_delta: Option<Tensor>,
+}
+
+struct MlpHalf {
+    saved: SavedMlp,
+    /// What it adds, where a norm stands after it.
+    delta: Option<Tensor>,
 }
 
 impl Walk<'_> {
     /// The loss of a batch, without gradients.
     pub(crate) fn loss(&self, rows: &Rows<'_>, tables: &mut RotaryTables) -> Result<BatchLoss, ModelError> {
         let shared = self.shared(rows, tables)?;
-        let (_, normed) = self.forward(rows, &shared, &mut |_, _, _| Ok(()))?;
+        let (_, normed) = self.forward(rows, &shared, &mut |_, _| ())?;
         let found = lm_head_loss(&normed, &self.model.head, rows.targets, &self.loss)?;
         Ok(BatchLoss { sum: found.sum()?, targets: found.count })
     }
@@ -130,24 +137,22 @@ impl Walk<'_> {
     ) -> Result<BatchLoss, ModelError> {
         let shared = self.shared(rows, tables)?;
         let count = self.model.blocks.len();
-        let mut saved: Vec<Saved> = Vec::with_capacity(count);
-        let recomputed = self.first_block..(self.first_block + self.recomputed).min(count);
-        let mut save = |layer: usize, input: &Tensor, block: SavedBlock| {
-            if layer >= self.first_block {
-                saved.push(match recomputed.contains(&layer) {
-                    true => Saved::Input(input.clone()),
-                    false => Saved::Full(Box::new(block)),
-                });
+        let mut saved: Vec<SavedBlock> = Vec::with_capacity(count);
+        let mut save = |layer: usize, mut block: SavedBlock| {
+            let Some(walked) = layer.checked_sub(self.first_block) else { return };
+            match self.recompute.of_block(walked) {
+                Again::Nothing => {}
+                Again::Mlp => block.mlp = None,
+                Again::Block => (block.attention, block.mlp) = (None, None),
             }
-            Ok(())
+            saved.push(block);
         };
         let (stream, normed) = self.forward(rows, &shared, &mut save)?;
 
         let trained_head = if self.model.spec.head.tied { &gradients.embedding } else { &gradients.head };
         let weight = if trained_head.is_some() { HeadWeight::Trainable } else { HeadWeight::Frozen };
         let (loss, from_head) =
-            lm_head_loss_and_gradients(&normed, &self.model.head, rows.targets, &self.loss, weight)?;
-        drop(normed);
+            lm_head_loss_and_gradients_in_place(normed, &self.model.head, rows.targets, &self.loss, weight)?;
         if let (Some(sum), Some(found)) = (trained_head, &from_head.weight) {
             accumulate(sum, found)?;
         }
@@ -156,13 +161,9 @@ impl Walk<'_> {
         drop((stream, from_head));
 
         for layer in (self.first_block..count).rev() {
-            let saved = match saved.pop() {
-                Some(Saved::Full(saved)) => saved,
-                Some(Saved::Input(input)) => Box::new(self.again(layer, input, &shared)?),
-                None => unreachable!("every block from the first on has left something"),
-            };
+            let saved = saved.pop().expect("every block from the first on has left something");
             let wanted = layer > self.first_block || gradients.embedding.is_some();
-            match self.block_back(layer, *saved, d_stream, wanted, &shared, &gradients.blocks[layer])? {
+            match self.block_back(layer, saved, d_stream, wanted, &shared, &gradients.blocks[layer])? {
                 Some(d_input) => d_stream = d_input,
                 None => return Ok(BatchLoss { sum: loss.sum()?, targets: loss.count }),
             }
@@ -191,7 +192,7 @@ impl Walk<'_> {
         &self,
         rows: &Rows<'_>,
         shared: &Shared<'_>,
-        save: &mut dyn FnMut(usize, &Tensor, SavedBlock) -> Result<(), ModelError>,
+        save: &mut dyn FnMut(usize, SavedBlock),
     ) -> Result<(Tensor, Tensor), ModelError> {
         let model = self.model;
         let _forward = trace::span("forward", &model.device);
@@ -200,7 +201,7 @@ impl Walk<'_> {
             normed(&stream, model.blocks.first().and_then(|block| block.before_attention.as_ref()))?;
         for layer in 0..model.blocks.len() {
             let (next_stream, next_normed, saved) = self.block(layer, &stream, &normed, shared)?;
-            save(layer, &stream, saved)?;
+            save(layer, saved);
             (stream, normed) = (next_stream, next_normed);
         }
         Ok((stream, normed))
@@ -217,40 +218,62 @@ impl Walk<'_> {
         let model = self.model;
         let _layer = trace::span("layer", &model.device).at(layer);
         let (block, adapter) = (&model.blocks[layer], self.block_adapter(layer));
-        let (delta, attention) = attention::forward(&block.attention, normed, layer, adapter, shared)?;
-        let attention_delta = block.after_attention.is_some().then(|| delta.clone());
-        let (after, next) = (block.after_attention.as_ref(), block.before_mlp.as_ref());
-        let (middle, normed) = model.join(stream, delta, after, next)?;
-
-        let (delta, mlp) = mlp::forward(&block.mlp, &normed, layer, adapter, shared)?;
-        let mlp_delta = block.after_mlp.is_some().then(|| delta.clone());
+        let (attention, normed) = self.attention_half(layer, stream, normed, shared)?;
+        let (delta, saved) = mlp::forward(&block.mlp, &normed, layer, adapter, shared)?;
+        let mlp = MlpHalf { saved, delta: block.after_mlp.is_some().then(|| delta.clone()) };
         let next = match model.blocks.get(layer + 1) {
             Some(following) => following.before_attention.as_ref(),
             None => Some(&model.final_norm),
         };
-        let (out, normed) = model.join(&middle, delta, block.after_mlp.as_ref(), next)?;
-        let saved = SavedBlock { input: stream.clone(), middle, attention, mlp, attention_delta, mlp_delta };
-        Ok((out, normed, saved))
+        let (out, normed) = model.join(&attention.middle, delta, block.after_mlp.as_ref(), next)?;
+        Ok((out, normed, SavedBlock { input: stream.clone(), attention: Some(attention), mlp: Some(mlp) }))
     }
 
-    /// What a block left, computed again from its input: everything but its last product.
-    fn again(&self, layer: usize, input: Tensor, shared: &Shared<'_>) -> Result<SavedBlock, ModelError> {
-        let model = self.model;
-        let _layer = trace::span("layer_again", &model.device).at(layer);
-        let (block, adapter) = (&model.blocks[layer], self.block_adapter(layer));
-        let x = normed(&input, block.before_attention.as_ref())?;
-        let (delta, attention) = attention::forward(&block.attention, &x, layer, adapter, shared)?;
-        let attention_delta = block.after_attention.is_some().then(|| delta.clone());
+    /// The first half of a block, and the input of the second.
+    fn attention_half(
+        &self,
+        layer: usize,
+        stream: &Tensor,
+        normed: &Tensor,
+        shared: &Shared<'_>,
+    ) -> Result<(AttentionHalf, Tensor), ModelError> {
+        let (block, adapter) = (&self.model.blocks[layer], self.block_adapter(layer));
+        let (delta, saved) = attention::forward(&block.attention, normed, layer, adapter, shared)?;
+        let kept = block.after_attention.is_some().then(|| delta.clone());
         let (after, next) = (block.after_attention.as_ref(), block.before_mlp.as_ref());
-        let (middle, x) = model.join(&input, delta, after, next)?;
-        let down_is_adapted = adapter.is_some_and(|adapter| adapter.layer(Part::Down).is_some());
-        let (mlp_delta, mlp) = if block.after_mlp.is_some() || down_is_adapted {
-            let (delta, mlp) = mlp::forward(&block.mlp, &x, layer, adapter, shared)?;
-            (block.after_mlp.as_ref().map(|_| delta), mlp)
-        } else {
-            (None, mlp::forward_inner(&block.mlp, &x, layer, adapter, shared)?.1)
+        let (middle, normed) = self.model.join(stream, delta, after, next)?;
+        Ok((AttentionHalf { saved, delta: kept, middle }, normed))
+    }
+
+    /// What both halves of a block leave; what was not kept is computed again, but for the last product.
+    fn halves(
+        &self,
+        layer: usize,
+        saved: SavedBlock,
+        shared: &Shared<'_>,
+    ) -> Result<(Tensor, AttentionHalf, MlpHalf), ModelError> {
+        let SavedBlock { input, attention, mlp } = saved;
+        let block = &self.model.blocks[layer];
+        let (attention, x) = match (attention, mlp) {
+            (Some(attention), Some(mlp)) => return Ok((input, attention, mlp)),
+            (Some(attention), None) => {
+                let x = normed(&attention.middle, block.before_mlp.as_ref())?;
+                (attention, x)
+            }
+            (None, _) => {
+                let x = normed(&input, block.before_attention.as_ref())?;
+                self.attention_half(layer, &input, &x, shared)?
+            }
         };
-        Ok(SavedBlock { input, middle, attention, mlp, attention_delta, mlp_delta })
+        let adapter = self.block_adapter(layer);
+        let down_is_adapted = adapter.is_some_and(|adapter| adapter.layer(Part::Down).is_some());
+        let mlp = if block.after_mlp.is_some() || down_is_adapted {
+            let (delta, saved) = mlp::forward(&block.mlp, &x, layer, adapter, shared)?;
+            MlpHalf { saved, delta: block.after_mlp.as_ref().map(|_| delta) }
+        } else {
+            MlpHalf { saved: mlp::forward_inner(&block.mlp, &x, layer, adapter, shared)?.1, delta: None }
+        };
+        Ok((input, attention, mlp))
     }
 
     /// From the gradient of the stream after a block to that of the stream before it, if it is `wanted`.
@@ -263,31 +286,38 @@ impl Walk<'_> {
         shared: &Shared<'_>,
         gradients: &BlockGradients,
     ) -> Result<Option<Tensor>, ModelError> {
+        let (input, attention, mlp) = {
+            let again = saved.mlp.is_none().then(|| trace::span("layer_again", &self.model.device).at(layer));
+            let halves = self.halves(layer, saved, shared)?;
+            drop(again);
+            halves
+        };
+        let middle = attention.middle;
         let _layer = trace::span("layer_backward", &self.model.device).at(layer);
         let (block, adapter) = (&self.model.blocks[layer], self.block_adapter(layer));
         let Block { before_attention, after_attention, before_mlp, after_mlp, .. } = block;
         let scale = shared.residual_scale;
 
-        let d_delta = delta_back(&d_out, after_mlp.as_ref(), saved.mlp_delta, scale, &gradients.after_mlp)?;
-        let x = input_again(&saved.middle, before_mlp.as_ref(), &gradients.parts, &[Part::Gate, Part::Up])?;
-        let d_x = mlp::back(&block.mlp, &x, saved.mlp, &d_delta, layer, adapter, shared, &gradients.parts)?;
-        add_norm_gradient_of(&gradients.before_mlp, &saved.middle, before_mlp.as_ref(), &d_x)?;
+        let d_delta = delta_back(&d_out, after_mlp.as_ref(), mlp.delta, scale, &gradients.after_mlp)?;
+        let x = input_again(&middle, before_mlp.as_ref(), &gradients.parts, &[Part::Gate, Part::Up])?;
+        let d_x = mlp::back(&block.mlp, &x, mlp.saved, &d_delta, layer, adapter, shared, &gradients.parts)?;
+        add_norm_gradient_of(&gradients.before_mlp, &middle, before_mlp.as_ref(), &d_x)?;
         drop(x);
-        let d_middle = input_back(&saved.middle, before_mlp.as_ref(), d_x, d_out)?;
+        let d_middle = input_back(&middle, before_mlp.as_ref(), d_x, d_out)?;
 
         let d_delta = delta_back(
             &d_middle,
             after_attention.as_ref(),
-            saved.attention_delta,
+            attention.delta,
             scale,
             &gradients.after_attention,
         )?;
         let parts = [Part::Queries, Part::Keys, Part::Values];
-        let x = input_again(&saved.input, before_attention.as_ref(), &gradients.parts, &parts)?;
+        let x = input_again(&input, before_attention.as_ref(), &gradients.parts, &parts)?;
         let d_x = attention::back(
             &block.attention,
             &x,
-            saved.attention,
+            attention.saved,
             &d_delta,
             layer,
             wanted,
@@ -296,8 +326,8 @@ impl Walk<'_> {
             gradients,
         )?;
         let Some(d_x) = d_x else { return Ok(None) };
-        add_norm_gradient_of(&gradients.before_attention, &saved.input, before_attention.as_ref(), &d_x)?;
-        Ok(Some(input_back(&saved.input, before_attention.as_ref(), d_x, d_middle)?))
+        add_norm_gradient_of(&gradients.before_attention, &input, before_attention.as_ref(), &d_x)?;
+        Ok(Some(input_back(&input, before_attention.as_ref(), d_x, d_middle)?))
     }
 
     fn block_adapter(&self, layer: usize) -> Option<&BlockAdapter> {

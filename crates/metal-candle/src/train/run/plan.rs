@@ -13,7 +13,7 @@ use crate::{
     LanguageModel, Result,
     lora::Method,
     train::{
-        Forecast, TrainConfig, Training,
+        Forecast, Recompute, TrainConfig, Training,
         data::{Loader, survey},
     },
 };
@@ -45,8 +45,8 @@ pub struct Plan {
     pub fill: f64,
     /// Numbers of the model, and how many are trained.
     pub parameters: (u64, u64),
-    /// Blocks that run again on the way back.
-    pub recomputed_blocks: usize,
+    /// What runs again on the way back.
+    pub recompute: Recompute,
     /// Bytes at the highest point.
     pub memory: Forecast,
     /// What the steps would take, from the speed of one batch.
@@ -88,7 +88,7 @@ impl Plan {
             rows: found.most_rows,
             fill: found.fill(),
             parameters: (parameters, memory.trained_numbers),
-            recomputed_blocks: load.recompute.count(load.spec.layers.len()),
+            recompute: load.recompute.within(load.spec.layers.len()),
             memory,
             seconds: found.rows as f64 / found.batches as f64 * batches / rows_per_second,
         })
