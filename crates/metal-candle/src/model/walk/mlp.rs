@@ -33,26 +33,26 @@ pub(super) fn forward(
     shared: &Shared<'_>,
 ) -> Result<(Tensor, SavedMlp)> {
     let _half = trace::span("mlp_half", x.device());
-    let (middle, mut saved) = forward_inner(mlp, x, layer, adapter, shared)?;
+    let mut saved = gate_and_up(mlp, x, layer, adapter, shared)?;
+    let middle = gated(&saved.gate, &saved.up, mlp.activation)?;
     let down = PartOf::new(Part::Down, layer, &mlp.down, adapter);
     let y = linear(&middle, &mlp.down)?;
     saved.down_part = part::adapt([down], &middle, [&y], shared)?;
     Ok((y, saved))
 }
 
-/// Up to the last product, which no way back needs unless it is adapted: `x [T, hidden] → [T, intermediate]`.
-pub(super) fn forward_inner(
+/// The first products only: no way back needs more, unless the last one is adapted.
+pub(super) fn gate_and_up(
     mlp: &Mlp,
     x: &Tensor,
     layer: usize,
     adapter: Option<&BlockAdapter>,
     shared: &Shared<'_>,
-) -> Result<(Tensor, SavedMlp)> {
+) -> Result<SavedMlp> {
     let part = |part| PartOf::new(part, layer, mlp.projection(part), adapter);
     let [gate, up] = linear_many(x, [&mlp.gate, &mlp.up])?;
     let input_parts = part::adapt([Part::Gate, Part::Up].map(part), x, [&gate, &up], shared)?;
-    let middle = gated(&gate, &up, mlp.activation)?;
-    Ok((middle, SavedMlp { gate, up, input_parts, down_part: SavedParts::nothing() }))
+    Ok(SavedMlp { gate, up, input_parts, down_part: SavedParts::nothing() })
 }
 
 /// The gradient of `x` from that of the result.

@@ -245,7 +245,7 @@ impl Walk<'_> {
         Ok((AttentionHalf { saved, delta: kept, middle }, normed))
     }
 
-    /// What both halves of a block leave; what was not kept is computed again, but for the last product.
+    /// What both halves of a block leave; what was not kept is computed again, without what nobody reads.
     fn halves(
         &self,
         layer: usize,
@@ -271,7 +271,7 @@ impl Walk<'_> {
             let (delta, saved) = mlp::forward(&block.mlp, &x, layer, adapter, shared)?;
             MlpHalf { saved, delta: block.after_mlp.as_ref().map(|_| delta) }
         } else {
-            MlpHalf { saved: mlp::forward_inner(&block.mlp, &x, layer, adapter, shared)?.1, delta: None }
+            MlpHalf { saved: mlp::gate_and_up(&block.mlp, &x, layer, adapter, shared)?, delta: None }
         };
         Ok((input, attention, mlp))
     }
