@@ -70,7 +70,7 @@ pub(crate) fn loss_and_gradients(rows: usize) -> Work {
     Work {
         bytes: forward.bytes.map(|bytes| 2 * bytes),
         flops: forward.flops.map(|flops| 2 * flops),
-        units: forward.units,
+        ..forward
     }
 }
 
