@@ -1,5 +1,7 @@
 //! A generation as a `futures::Stream`: it runs on a thread of its own, so polling never blocks.
 
+mod threads;
+
 use std::{
     collections::VecDeque,
     pin::Pin,
@@ -41,13 +43,13 @@ impl TokenStream {
         let generation = Generation::start(language_model, request)?;
         let channel = Arc::new(Channel::default());
         let sender = Sender(Arc::clone(&channel));
-        std::thread::spawn(move || {
+        threads::run(Box::new(move || {
             for token in generation {
                 if !sender.send(token) {
                     break;
                 }
             }
-        });
+        }));
         Ok(Self { channel })
     }
 }
