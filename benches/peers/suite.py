@@ -46,6 +46,7 @@ def arguments():
     parser.add_argument("--device", choices=["cpu", "cuda", "metal"], default="cpu")
     parser.add_argument("--only", type=listed(PARTS), default=PARTS, metavar="PARTS", help=f"some of {','.join(PARTS)}")
     parser.add_argument("--peers", type=listed(environments.PEERS), default=environments.PEERS, metavar="PEERS", help=f"some of {','.join(environments.PEERS)}")
+    parser.add_argument("--without", action="append", default=[], metavar="PROGRAM", help="leave out one program, such as 'PyTorch compiled bf16', and say so")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repetitions", type=int, default=3, help="of a measurement within one process (default 3)")
     parser.add_argument("--seconds", type=float, default=6.0, help="after which a measurement is not repeated (default 6)")
@@ -176,6 +177,10 @@ class Suite:
     def interleaved(self, group, programs, work):
         """After each round: the rows of all rounds until then, each with what each program measured."""
         rows, gone, ours = [], set(), {program.name for program in programs if program.peer is None}
+        for program in programs:
+            if program.name in self.options.without:
+                gone.add(program.name)
+                self.results.leave_out(group, program.name, "by --without", program.peer)
         for number in range(self.options.rounds):
             row = {}
             # Whoever is first in one round is last in the next: a drift of the machine hits all alike.

@@ -171,6 +171,11 @@ fn peers(result: &RunResult) -> String {
         })
         .collect();
     let _ = writeln!(text, "\nPeers: {}.", versions.join(", "));
+    let gaps: Vec<String> =
+        peers.gaps().map(|gap| format!("{}, {} ({})", gap.comparison, gap.program, gap.why)).collect();
+    if !gaps.is_empty() {
+        let _ = writeln!(text, "\nLeft out: {}.", gaps.join("; "));
+    }
     text
 }
 

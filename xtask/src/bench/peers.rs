@@ -12,6 +12,29 @@ use crate::files;
 pub(crate) struct Peers {
     pub(crate) peers: Vec<Peer>,
     pub(crate) rounds: Vec<Rounds>,
+    /// What was asked for and is not there.
+    #[serde(default)]
+    pub(crate) left_out: Vec<LeftOut>,
+}
+
+impl Peers {
+    /// What is left out although its peer, or ours, ran in another comparison.
+    pub(crate) fn gaps(&self) -> impl Iterator<Item = &LeftOut> {
+        let is_missing = |name: &String| {
+            self.peers.iter().any(|peer| peer.name == *name && peer.status != "measured")
+        };
+        self.left_out.iter().filter(move |gap| !gap.peer.as_ref().is_some_and(is_missing))
+    }
+}
+
+/// A program that gave no figure for a comparison.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct LeftOut {
+    pub(crate) comparison: String,
+    pub(crate) program: String,
+    /// Nobody's where it is ours.
+    pub(crate) peer: Option<String>,
+    pub(crate) why: String,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
