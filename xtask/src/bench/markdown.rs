@@ -195,7 +195,7 @@ fn peer_line(rounds: &Rounds) -> String {
         units::digits(ratio.estimate),
         units::digits(ratio.low),
         units::digits(ratio.high),
-        rounds.bar.map_or_else(|| "–".to_owned(), |bar| format!("{bar}×")),
+        rounds.bar.map_or_else(|| "–".to_owned(), |bar| format!("{}×", (100.0 * bar).round() / 100.0)),
         unit = rounds.unit,
     )
 }

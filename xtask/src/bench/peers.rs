@@ -20,9 +20,8 @@ pub(crate) struct Peers {
 impl Peers {
     /// What is left out although its peer, or ours, ran in another comparison.
     pub(crate) fn gaps(&self) -> impl Iterator<Item = &LeftOut> {
-        let is_missing = |name: &String| {
-            self.peers.iter().any(|peer| peer.name == *name && peer.status != "measured")
-        };
+        let is_missing =
+            |name: &String| self.peers.iter().any(|peer| peer.name == *name && peer.status != "measured");
         self.left_out.iter().filter(move |gap| !gap.peer.as_ref().is_some_and(is_missing))
     }
 }

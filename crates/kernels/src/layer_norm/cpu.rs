@@ -178,89 +178,37 @@ fn forward_rows_with<S: Simd>(simd: S, job: &Job<'_>, rows: Range<usize>) {
     }
 }
 
-/// Of some rows, in all lanes.
-struct Statistics<S: Simd, const ROWS: usize> {
-    means: [S::Vector; ROWS],
-    factors: [S::Vector; ROWS],
-}
-
-impl<S: Simd, const ROWS: usize> Statistics<S, ROWS> {
-    #[inline(always)]
-    fn of(simd: S, x: &[f32], width: usize, epsilon: f32, first: usize) -> Self {
-        let [mut means, mut factors] = [[simd.splat(0.); ROWS]; 2];
-        for row in 0..ROWS {
-            let x = &x[(first + row) * width..][..width];
-            let mean = sum(simd, x) / width as f32;
-            let variance = centred_squares(simd, x, mean) / width as f32;
-            means[row] = simd.splat(mean);
-            factors[row] = simd.splat(1. / (variance + epsilon).sqrt());
-        }
-        Self { means, factors }
-    }
-}
-
 #[inline(always)]
 fn backward_rows_with<S: Simd>(simd: S, job: &Job<'_>, rows: Range<usize>) {
-    let quads = rows.start + rows.len() / 4 * 4;
-    for row in (rows.start..quads).step_by(4) {
-        backward_few(
-            simd,
-            job,
-            row,
-            &Statistics::<S, 4>::of(simd, job.x, job.weight.len(), job.epsilon, row),
-        );
-    }
-    for row in quads..rows.end {
-        backward_few(
-            simd,
-            job,
-            row,
-            &Statistics::<S, 1>::of(simd, job.x, job.weight.len(), job.epsilon, row),
-        );
-    }
-}
-
-/// Several rows at a time: their sums are chains that need not wait for each other.
-#[inline(always)]
-fn backward_few<S: Simd, const ROWS: usize>(
-    simd: S,
-    job: &Job<'_>,
-    first: usize,
-    found: &Statistics<S, ROWS>,
-) {
     let width = job.weight.len();
-    let [mut gradients, mut products] = [[simd.splat(0.); ROWS]; 2];
-    for_vectors!(S, width, |column, count| {
-        let gain = load(simd, job.weight, column, count);
-        for row in 0..ROWS {
-            let place = (first + row) * width + column;
+    for row in rows {
+        let range = row * width..(row + 1) * width;
+        let (x, dy) = (&job.x[range.clone()], &job.dy[range.clone()]);
+        let mean = sum(simd, x) / width as f32;
+        let squares = centred_squares(simd, x, mean);
+        let mean = simd.splat(mean);
+        let (mut gradients, mut products) = (simd.splat(0.), simd.splat(0.));
+        for_vectors!(S, width, |column, count| {
             // Lanes behind the row's end are zero in `g`, so that those of `centred` do not count.
-            let g = simd.mul(load(simd, job.dy, place, count), gain);
-            let centred = simd.sub(load(simd, job.x, place, count), found.means[row]);
-            simd.prefetch(job.dy.as_ptr().wrapping_add(place + ROWS * width));
-            gradients[row] = simd.add(gradients[row], g);
-            products[row] = simd.fma(g, centred, products[row]);
-        }
-    });
-    let [mut pulls, mut mean_gradients] = [[simd.splat(0.); ROWS]; 2];
-    for row in 0..ROWS {
-        let mean = |sum| simd.splat(simd.reduce_add(sum) / width as f32);
-        let square = simd.mul(found.factors[row], found.factors[row]);
-        pulls[row] = simd.sub(simd.splat(0.), simd.mul(square, mean(products[row])));
-        mean_gradients[row] = mean(gradients[row]);
+            let g = simd.mul(load(simd, dy, column, count), load(simd, job.weight, column, count));
+            let centred = simd.sub(load(simd, x, column, count), mean);
+            simd.prefetch(dy.as_ptr().wrapping_add(width + column));
+            gradients = simd.add(gradients, g);
+            products = simd.fma(g, centred, products);
+        });
+        let (gradients, products) = (simd.reduce_add(gradients), simd.reduce_add(products));
+        let factor = 1. / (squares / width as f32 + job.epsilon).sqrt();
+        let pull = simd.splat(-factor * factor * products / width as f32);
+        let (factor, mean_gradient) = (simd.splat(factor), simd.splat(gradients / width as f32));
+        // SAFETY: the output is as long as `x`, and no two rows overlap.
+        let dx = unsafe { std::slice::from_raw_parts_mut(job.output.at(range.start), width) };
+        for_vectors!(S, width, |column, count| {
+            let g = simd.mul(load(simd, dy, column, count), load(simd, job.weight, column, count));
+            let centred = simd.sub(load(simd, x, column, count), mean);
+            let slope = simd.fma(centred, pull, simd.sub(g, mean_gradient));
+            store(simd, dx, column, count, simd.mul(slope, factor));
+        });
     }
-    // SAFETY: the output is as long as `x`, and no two rows overlap.
-    let dx = unsafe { std::slice::from_raw_parts_mut(job.output.at(first * width), ROWS * width) };
-    for_vectors!(S, width, |column, count| {
-        let gain = load(simd, job.weight, column, count);
-        for row in 0..ROWS {
-            let place = (first + row) * width + column;
-            let g = simd.mul(load(simd, job.dy, place, count), gain);
-            let centred = simd.sub(load(simd, job.x, place, count), found.means[row]);
-            let slope = simd.fma(centred, pulls[row], simd.sub(g, mean_gradients[row]));
-            store(simd, dx, row * width + column, count, simd.mul(slope, found.factors[row]));
-        }
-    });
 }
 
 #[inline(always)]
@@ -271,17 +219,10 @@ fn all_rows_with<S: Simd>(
     weight_sum: &mut [f32],
     bias_sum: &mut [f32],
 ) {
-    let (x, width) = (job.x, job.weight.len());
-    let quads = rows.start + rows.len() / 4 * 4;
-    for row in (rows.start..quads).step_by(4) {
-        let found = Statistics::<S, 4>::of(simd, x, width, job.epsilon, row);
-        backward_few(simd, job, row, &found);
-        add_rows(simd, x, job.dy, row, &found, weight_sum, bias_sum);
-    }
-    for row in quads..rows.end {
-        let found = Statistics::<S, 1>::of(simd, x, width, job.epsilon, row);
-        backward_few(simd, job, row, &found);
-        add_rows(simd, x, job.dy, row, &found, weight_sum, bias_sum);
+    for first in rows.clone().step_by(4) {
+        let few = first..rows.end.min(first + 4);
+        backward_rows_with(simd, job, few.clone());
+        weight_rows_with(simd, job.x, job.dy, job.epsilon, few, weight_sum, bias_sum);
     }
 }
 
@@ -295,15 +236,12 @@ fn weight_rows_with<S: Simd>(
     weight_sum: &mut [f32],
     bias_sum: &mut [f32],
 ) {
-    let width = weight_sum.len();
     let quads = rows.start + rows.len() / 4 * 4;
     for row in (rows.start..quads).step_by(4) {
-        let found = Statistics::<S, 4>::of(simd, x, width, epsilon, row);
-        add_rows(simd, x, dy, row, &found, weight_sum, bias_sum);
+        add_rows::<S, 4>(simd, x, dy, epsilon, row, weight_sum, bias_sum);
     }
     for row in quads..rows.end {
-        let found = Statistics::<S, 1>::of(simd, x, width, epsilon, row);
-        add_rows(simd, x, dy, row, &found, weight_sum, bias_sum);
+        add_rows::<S, 1>(simd, x, dy, epsilon, row, weight_sum, bias_sum);
     }
 }
 
@@ -313,20 +251,28 @@ fn add_rows<S: Simd, const ROWS: usize>(
     simd: S,
     x: &[f32],
     dy: &[f32],
+    epsilon: f32,
     first: usize,
-    found: &Statistics<S, ROWS>,
     weight_sum: &mut [f32],
     bias_sum: &mut [f32],
 ) {
     let width = weight_sum.len();
+    let [mut means, mut factors] = [[simd.splat(0.); ROWS]; 2];
+    for row in 0..ROWS {
+        let x = &x[(first + row) * width..][..width];
+        let mean = sum(simd, x) / width as f32;
+        let variance = centred_squares(simd, x, mean) / width as f32;
+        means[row] = simd.splat(mean);
+        factors[row] = simd.splat(1. / (variance + epsilon).sqrt());
+    }
     for_vectors!(S, width, |column, count| {
         let mut weight_total = load(simd, weight_sum, column, count);
         let mut bias_total = load(simd, bias_sum, column, count);
         for row in 0..ROWS {
             let place = (first + row) * width + column;
-            let centred = simd.sub(load(simd, x, place, count), found.means[row]);
+            let normed = simd.mul(simd.sub(load(simd, x, place, count), means[row]), factors[row]);
             let dy = load(simd, dy, place, count);
-            weight_total = simd.fma(simd.mul(centred, found.factors[row]), dy, weight_total);
+            weight_total = simd.fma(normed, dy, weight_total);
             bias_total = simd.add(dy, bias_total);
         }
         store(simd, weight_sum, column, count, weight_total);
