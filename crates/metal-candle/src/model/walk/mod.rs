@@ -253,14 +253,18 @@ impl Walk<'_> {
         shared: &Shared<'_>,
     ) -> Result<(Tensor, AttentionHalf, MlpHalf), ModelError> {
         let SavedBlock { input, attention, mlp } = saved;
-        let block = &self.model.blocks[layer];
-        let (attention, x) = match (attention, mlp) {
+        let attention = match (attention, mlp) {
             (Some(attention), Some(mlp)) => return Ok((input, attention, mlp)),
-            (Some(attention), None) => {
+            (attention, _) => attention,
+        };
+        let _layer = trace::span("layer_again", &self.model.device).at(layer);
+        let block = &self.model.blocks[layer];
+        let (attention, x) = match attention {
+            Some(attention) => {
                 let x = normed(&attention.middle, block.before_mlp.as_ref())?;
                 (attention, x)
             }
-            (None, _) => {
+            None => {
                 let x = normed(&input, block.before_attention.as_ref())?;
                 self.attention_half(layer, &input, &x, shared)?
             }
@@ -286,12 +290,7 @@ impl Walk<'_> {
         shared: &Shared<'_>,
         gradients: &BlockGradients,
     ) -> Result<Option<Tensor>, ModelError> {
-        let (input, attention, mlp) = {
-            let again = saved.mlp.is_none().then(|| trace::span("layer_again", &self.model.device).at(layer));
-            let halves = self.halves(layer, saved, shared)?;
-            drop(again);
-            halves
-        };
+        let (input, attention, mlp) = self.halves(layer, saved, shared)?;
         let middle = attention.middle;
         let _layer = trace::span("layer_backward", &self.model.device).at(layer);
         let (block, adapter) = (&self.model.blocks[layer], self.block_adapter(layer));
