@@ -172,15 +172,18 @@ class Suite:
         others = [program for program in programs if program.peer in self.options.peers]
         return [program for program in programs if program in others or program.name in {other.beside for other in others}]
 
+    def without(self, group, programs):
+        """The names of those that are left out by name."""
+        named = [program for program in programs if program.name in self.options.without]
+        for program in named:
+            self.results.leave_out(group, program.name, "by --without", program.peer)
+        return {program.name for program in named}
+
     # Rounds.
 
     def interleaved(self, group, programs, work):
         """After each round: the rows of all rounds until then, each with what each program measured."""
-        rows, gone, ours = [], set(), {program.name for program in programs if program.peer is None}
-        for program in programs:
-            if program.name in self.options.without:
-                gone.add(program.name)
-                self.results.leave_out(group, program.name, "by --without", program.peer)
+        rows, gone, ours = [], self.without(group, programs), {program.name for program in programs if program.peer is None}
         for number in range(self.options.rounds):
             row = {}
             # Whoever is first in one round is last in the next: a drift of the machine hits all alike.
@@ -269,7 +272,7 @@ class Suite:
     def interleaved_op(self, op, programs):
         """As `interleaved`; in each round a case is measured by all programs before the next."""
         self.require(self.options.op_speed, "cargo build --release -p metal-candle-kernels --example op_speed")
-        rows, cases, gone = [], [], set()
+        rows, cases, gone = [], [], self.without(f"ops, {op}", programs)
         for number in range(self.options.rounds):
             time.sleep(0.5)
             printed, _ = processes.run_once([self.options.op_speed, op], self.variables, self.deadline)
