@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -42,6 +43,8 @@ namespace emulation {
 
 constexpr unsigned WARP = 32;
 constexpr size_t STACK_BYTES = 128 * 1024;
+/// Those of a block; the first is that of __syncthreads.
+constexpr unsigned NAMED_BARRIERS = 16;
 
 /// How a run resolves what the rules leave open.
 struct Schedule {
@@ -63,6 +66,8 @@ struct Fiber {
     bool done = false;
     const unsigned *waits_for = nullptr; // a generation counter, and its value at arrival
     unsigned generation = 0;
+    std::function<bool()> until; // what else it waits for
+    bool waits_for_others = false; // what other blocks do
     std::vector<std::vector<Copy>> groups; // committed asynchronous copies
     std::vector<Copy> uncommitted;
 };
@@ -73,10 +78,17 @@ struct Meeting {
     void *slots[WARP];
 };
 
+/// A copy that a barrier in shared memory waits for.
+struct BarrierCopy {
+    uint32_t barrier, bytes;
+    std::function<void()> perform;
+};
+
 struct Block {
+    uint3 index{};
     std::vector<Fiber> fibers;
-    std::vector<Meeting> warps;
-    Meeting barrier;
+    std::vector<Meeting> meetings; // each warp's, the whole block's, and those of the named barriers
+    std::vector<BarrierCopy> barrier_copies;
     unsigned threads = 0, live = 0;
     void *scheduler = nullptr;
     const std::function<void()> *body = nullptr;
@@ -84,6 +96,7 @@ struct Block {
     size_t shared_bytes = 0;
 };
 
+inline std::vector<char *> free_stacks;
 inline Schedule schedule;
 inline Block block;
 inline Fiber *current = nullptr;
@@ -108,6 +121,14 @@ constexpr int SAVED = 6;
 
 inline void leave() { emulation_switch(&current->stack_pointer, block.scheduler); }
 
+/// Until the condition holds. Other blocks run meanwhile only where it is theirs to fulfil.
+inline void wait_until(std::function<bool()> condition, bool by_other_blocks = false) {
+    if (condition()) return;
+    current->until = std::move(condition);
+    current->waits_for_others = by_other_blocks;
+    leave();
+}
+
 inline void wait(Meeting &meeting) {
     current->waits_for = &meeting.generation;
     current->generation = meeting.generation;
@@ -121,7 +142,7 @@ inline void check_line(Meeting &meeting, int line, const char *what) {
 
 /// All 32 lanes meet; the last one runs `combine(slots)` for all.
 template <class F> inline void collective(void *arguments, int line, F combine) {
-    Meeting &meeting = block.warps[current->index / WARP];
+    Meeting &meeting = block.meetings[current->index / WARP];
     check_line(meeting, line, "lanes of one warp are at different collective operations");
     meeting.slots[current->index % WARP] = arguments;
     if (++meeting.arrived < WARP) return wait(meeting);
@@ -141,16 +162,19 @@ inline void entry() {
 inline void start(unsigned threads) {
     if (block.fibers.size() < threads) block.fibers.resize(threads);
     if (threads % WARP) fail("the block is no whole number of warps");
-    block.warps.assign(threads / WARP, Meeting());
-    block.barrier = Meeting();
+    block.meetings.assign(threads / WARP + NAMED_BARRIERS, Meeting());
+    block.barrier_copies.clear();
+    block.index = block_index;
     block.threads = block.live = threads;
     for (unsigned i = 0; i < threads; i++) {
         Fiber &fiber = block.fibers[i];
+        if (!fiber.stack && !free_stacks.empty()) fiber.stack = free_stacks.back(), free_stacks.pop_back();
         if (!fiber.stack) fiber.stack = (char *)aligned_alloc(64, STACK_BYTES);
         fiber.index = i;
         fiber.thread = {i % block_size.x, i / block_size.x % block_size.y, i / block_size.x / block_size.y};
         fiber.done = false;
         fiber.waits_for = nullptr;
+        fiber.until = nullptr;
         fiber.groups.clear();
         fiber.uncommitted.clear();
         void **top = (void **)(fiber.stack + STACK_BYTES - 64);
@@ -166,7 +190,9 @@ inline bool run_lanes(unsigned warp) {
     for (unsigned lane = 0; lane < WARP; lane++) {
         Fiber &fiber = block.fibers[warp * WARP + lane];
         if (fiber.done || (fiber.waits_for && *fiber.waits_for == fiber.generation)) continue;
+        if (fiber.until && !fiber.until()) continue;
         fiber.waits_for = nullptr;
+        fiber.until = nullptr;
         current = &fiber;
         emulation_switch(&block.scheduler, fiber.stack_pointer);
         progress = true;
@@ -174,10 +200,11 @@ inline bool run_lanes(unsigned warp) {
     return progress;
 }
 
-inline void run_block(unsigned threads, const std::function<void()> &body) {
+/// Runs the block's threads as far as they come; says whether all of them returned.
+inline bool run_block(const std::function<void()> &body) {
     block.body = &body;
-    start(threads);
-    unsigned warps = threads / WARP;
+    block_index = block.index;
+    unsigned threads = block.threads, warps = threads / WARP;
     uint64_t random = schedule.warp_order * 0x9E3779B97F4A7C15ull + 1;
     while (block.live) {
         bool progress = false;
@@ -191,10 +218,14 @@ inline void run_block(unsigned threads, const std::function<void()> &body) {
             }
             while (run_lanes(warp)) progress = true;
         }
-        if (!progress) fail("deadlock: some threads wait for others that returned or wait elsewhere");
+        if (progress) continue;
+        for (unsigned i = 0; i < threads; i++)
+            if (block.fibers[i].until && block.fibers[i].waits_for_others) return false;
+        fail("deadlock: some threads wait for others that returned or wait elsewhere");
     }
     for (unsigned i = 0; i < threads; i++)
         if (!block.fibers[i].uncommitted.empty()) fail("an asynchronous copy was never committed");
+    return true;
 }
 
 /// Memory that ends at a page nobody may touch.
@@ -215,17 +246,45 @@ inline void launch(dim3 grid, dim3 threads, size_t shared_bytes, const std::func
     if (shared_bytes % 16) fail("shared bytes are no multiple of 16");
     grid_size = {grid.x, grid.y, grid.z};
     block_size = {threads.x, threads.y, threads.z};
-    block.shared = guarded(shared_bytes);
-    block.shared_bytes = shared_bytes;
+    std::deque<Block> waiting; // for other blocks
+    auto end = [&](Block &ended) {
+        release(ended.shared, shared_bytes);
+        for (Fiber &fiber : ended.fibers)
+            if (fiber.stack) free_stacks.push_back(fiber.stack), fiber.stack = nullptr;
+    };
     for (unsigned z = 0; z < grid.z; z++)
         for (unsigned y = 0; y < grid.y; y++)
             for (unsigned x = 0; x < grid.x; x++) {
                 block_index = {x, y, z};
+                block.shared = guarded(shared_bytes);
+                block.shared_bytes = shared_bytes;
                 memset(block.shared, 0xFF, shared_bytes);
-                run_block(threads.x * threads.y * threads.z, body);
+                start(threads.x * threads.y * threads.z);
+                if (run_block(body)) { end(block); continue; }
+                waiting.push_back(std::move(block));
+                block = Block();
             }
-    release(block.shared, shared_bytes);
+    for (size_t without_progress = 0; !waiting.empty();) {
+        block = std::move(waiting.front());
+        waiting.pop_front();
+        if (run_block(body)) {
+            end(block);
+            without_progress = 0;
+        } else {
+            waiting.push_back(std::move(block));
+            if (++without_progress > waiting.size()) fail("deadlock: blocks wait for each other");
+        }
+        if (!waiting.empty()) block = Block();
+    }
     current = nullptr;
+}
+
+inline void named_barrier(unsigned name, unsigned threads, int line) {
+    Meeting &barrier = block.meetings[block.threads / WARP + name];
+    check_line(barrier, line, "threads are at different barriers");
+    if (++barrier.arrived < threads) return wait(barrier);
+    barrier.arrived = 0;
+    barrier.generation++;
 }
 
 inline void perform(const Copy &copy) {
@@ -244,11 +303,8 @@ inline void perform(const Copy &copy) {
 
 inline void __syncthreads(int line = __builtin_LINE()) {
     using namespace emulation;
-    check_line(block.barrier, line, "threads are at different barriers");
     if (block.live != block.threads) fail("a barrier after some threads returned", line);
-    if (++block.barrier.arrived < block.threads) return wait(block.barrier);
-    block.barrier.arrived = 0;
-    block.barrier.generation++;
+    named_barrier(0, block.threads, line);
 }
 
 inline void __syncwarp(unsigned = ~0u, int line = __builtin_LINE()) {
@@ -387,6 +443,85 @@ inline void copy_wait(size_t pending) {
             for (const Copy &copy : groups.front()) perform(copy);
         groups.erase(groups.begin());
     }
+}
+
+// -------------------------------------------------------------- what `lora/cuda/hopper.cuh` writes in PTX on a GPU
+
+/// An mbarrier: a phase ends when all have arrived and all bytes have come.
+struct PhaseBarrier {
+    uint8_t phase, expected, arrived, is_started;
+    int32_t bytes;
+};
+static_assert(sizeof(PhaseBarrier) == 8);
+constexpr uint8_t STARTED = 0x5A; // shared memory starts as 0xFF
+
+inline PhaseBarrier &phase_barrier(uint32_t address) {
+    auto &barrier = *(PhaseBarrier *)shared_pointer(address, 8);
+    if (barrier.is_started != STARTED) fail("a barrier that nobody has started");
+    return barrier;
+}
+inline void barrier_start(uint32_t address, unsigned count) {
+    *(PhaseBarrier *)shared_pointer(address, 8) = {0, (uint8_t)count, 0, STARTED, 0};
+}
+inline void end_phase(PhaseBarrier &barrier) {
+    if (barrier.arrived < barrier.expected || barrier.bytes) return;
+    barrier.phase ^= 1;
+    barrier.arrived = 0;
+}
+inline void barrier_arrive(uint32_t address) {
+    auto &barrier = phase_barrier(address);
+    if (++barrier.arrived > barrier.expected) fail("more arrive at a barrier than it was started for");
+    end_phase(barrier);
+}
+inline void barrier_expect(uint32_t address, unsigned bytes) {
+    phase_barrier(address).bytes += bytes;
+    barrier_arrive(address);
+}
+/// Late copies come when somebody waits for them.
+inline bool has_passed(uint32_t address, unsigned parity) {
+    auto &barrier = phase_barrier(address);
+    for (size_t i = 0; i < block.barrier_copies.size();) {
+        BarrierCopy copy = block.barrier_copies[i];
+        if (copy.barrier != address) { i++; continue; }
+        block.barrier_copies.erase(block.barrier_copies.begin() + i);
+        copy.perform();
+        barrier.bytes -= copy.bytes;
+        end_phase(barrier);
+    }
+    return barrier.phase != parity;
+}
+inline void barrier_wait(uint32_t address, unsigned parity) {
+    wait_until([address, parity] { return has_passed(address, parity); });
+}
+
+/// Stands for a tensor map: the address of a matrix, its rows and columns, and the rows of a box.
+struct MatrixMap {
+    uint64_t address, rows, columns, box_rows;
+};
+
+/// A box of 64 numbers of 16 bits of each of its rows, spread as CU_TENSOR_MAP_SWIZZLE_128B does it.
+inline void copy_box(uint32_t to, const void *map, uint32_t column, uint32_t row, uint32_t barrier) {
+    const MatrixMap matrix = *(const MatrixMap *)map;
+    if (to % 1024) fail("a box has to begin at a multiple of 1024 bytes");
+    if (matrix.address % 16 || matrix.columns * 2 % 16) fail("rows that are no multiple of 16 bytes");
+    auto perform = [=] {
+        for (uint32_t r = 0; r < matrix.box_rows; r++)
+            for (uint32_t c = 0; c < 64; c++) {
+                const bool exists = row + r < matrix.rows && column + c < matrix.columns;
+                auto from = (const uint16_t *)matrix.address + (row + r) * matrix.columns + column + c;
+                *(uint16_t *)shared_pointer(to + r * 128 + (c / 8 ^ r % 8) * 16 + c % 8 * 2, 2) = exists ? *from : 0;
+            }
+    };
+    const uint32_t bytes = matrix.box_rows * 128;
+    if (schedule.late_copies) return block.barrier_copies.push_back({barrier, bytes, perform});
+    perform();
+    phase_barrier(barrier).bytes -= bytes;
+    end_phase(phase_barrier(barrier));
+}
+
+/// Until other blocks have counted so far.
+inline void wait_for(const unsigned *counter, unsigned count) {
+    wait_until([counter, count] { return *counter == count; }, true);
 }
 
 } // namespace emulation

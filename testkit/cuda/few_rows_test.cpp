@@ -1,7 +1,6 @@
-// The dense layer of few rows with adapters against its definition in f64: on a CPU (with CUDA_EMULATION) or on a GPU (by nvcc).
+// The dense layer of few rows with adapters against its definition in f64, emulated on a CPU.
 //
 //   clang++ -std=c++17 -O2 -DCUDA_EMULATION -I testkit/cuda -I crates/kernels/src/lora/cuda testkit/cuda/few_rows_test.cpp
-//   nvcc -std=c++17 -O3 -arch=sm_90 -I crates/kernels/src/lora/cuda -x cu testkit/cuda/few_rows_test.cpp
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -13,7 +12,6 @@
 
 using namespace attention;
 
-#ifdef CUDA_EMULATION
 struct Memory {
     char *data; size_t bytes;
     explicit Memory(size_t bytes) : data(emulation::guarded(bytes)), bytes(bytes) {}
@@ -22,25 +20,6 @@ struct Memory {
     void write(const void *from) { memcpy(data, from, bytes); }
     void read(void *to) { memcpy(to, data, bytes); }
 };
-template <class F> void start(F function, const Launch &launch, u32 blocks, const lora::Arguments &arguments) {
-    emulation::launch(blocks, launch.threads, launch.shared_bytes, [&] { function(arguments); });
-}
-#else
-#define CHECK(call) do { cudaError_t e = (call); if (e != cudaSuccess) { printf("%s: %s (line %d)\n", #call, cudaGetErrorString(e), __LINE__); exit(2); } } while (0)
-struct Memory {
-    char *data; size_t bytes;
-    explicit Memory(size_t bytes) : bytes(bytes) { CHECK(cudaMalloc(&data, bytes)); CHECK(cudaMemset(data, 0xFF, bytes)); }
-    Memory(const Memory &) = delete;
-    ~Memory() { cudaFree(data); }
-    void write(const void *from) { CHECK(cudaMemcpy(data, from, bytes, cudaMemcpyHostToDevice)); }
-    void read(void *to) { CHECK(cudaMemcpy(to, data, bytes, cudaMemcpyDeviceToHost)); }
-};
-template <class F> void start(F function, const Launch &launch, u32 blocks, const lora::Arguments &arguments) {
-    CHECK(cudaFuncSetAttribute((const void *)function, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)launch.shared_bytes));
-    function<<<blocks, launch.threads, launch.shared_bytes>>>(arguments);
-    CHECK(cudaDeviceSynchronize());
-}
-#endif
 
 template <class T> T rounded(float value);
 template <> bf16 rounded<bf16>(float value) { return __float2bfloat16_rn(value); }
@@ -65,27 +44,38 @@ template <class T> struct Tensor {
     u64 address() const { return (u64)memory.data; }
 };
 
-struct Case { u32 rows, inputs, outputs, rank, slots; bool bias; };
+struct Case { u32 rows, inputs, outputs, rank, slots; bool bias; u32 columns, stages; };
+
+lora::TensorMap map(u64 address, u32 rows, u32 inputs, u32 box_rows) {
+    const emulation::MatrixMap matrix{address, rows, inputs, box_rows};
+    lora::TensorMap map{};
+    memcpy(&map, &matrix, sizeof(matrix));
+    return map;
+}
 
 int failures = 0, checks = 0;
 
-template <class T, class F> void check(const char *type, F function, const Launch &launch, const Case &c, double tolerance) {
+template <class T, class S, class F> void check(const char *type, F function, const Case &c, double tolerance) {
     Tensor<T> x((size_t)c.rows * c.inputs, 1), w((size_t)c.outputs * c.inputs, 2), bias(c.outputs, 3);
     Tensor<T> a((size_t)c.slots * c.rank * c.inputs + 8, 4), b((size_t)c.slots * c.outputs * c.rank + 8, 5), y((size_t)c.rows * c.outputs, 6);
-    Tensor<float> scales(c.slots + 4, 7), down(c.rows * c.rank + 4, 8);
+    const u32 slices = (c.inputs + lora::SLICE - 1) / lora::SLICE;
+    Tensor<float> scales(c.slots + 4, 7), down(slices * c.rows * c.rank + 4, 8);
     // Some rows share a slot, some have none.
     std::vector<u32> slots(c.rows), zeros(2, 0), counters(2);
     for (u32 m = 0; m < c.rows; m++) slots[m] = m % 5 == 3 ? ~0u : (m * 7) % (c.slots ? c.slots : 1);
     Memory slots_memory(4 * c.rows), counters_memory(8);
     slots_memory.write(slots.data()), counters_memory.write(zeros.data());
     lora::Arguments g{};
-    g.x = x.address(), g.weight = w.address(), g.bias = c.bias ? bias.address() : 0, g.y = y.address();
+    g.weight_map = map(w.address(), c.outputs, c.inputs, c.columns), g.x_map = map(x.address(), c.rows, c.inputs, lora::ROWS);
+    g.x = x.address(), g.bias = c.bias ? bias.address() : 0, g.y = y.address();
     g.a = a.address(), g.b = b.address(), g.scales = scales.address(), g.slots = (u64)slots_memory.data;
     g.down = down.address(), g.counters = (u64)counters_memory.data;
     g.rows = c.rows, g.inputs = c.inputs, g.outputs = c.outputs, g.rank = c.rank, g.slot_count = c.slots;
-    g.down_blocks = c.rows * c.rank / lora::RANKS;
+    g.columns = c.columns, g.stages = c.stages;
+    const u32 threads = WARP * (c.columns / S::COLUMNS * S::PARTS + 1 + lora::FINISHERS);
+    const u32 bytes = 1024 + lora::Plan(c.stages, c.columns, S::BOXES, S::PARTS, c.rank).end;
     for (int run = 0; run < 2; run++) { // twice: the first leaves the counters as it found them
-        start(function, launch, g.down_blocks + c.outputs / lora::COLUMNS, g);
+        emulation::launch((c.outputs + c.columns - 1) / c.columns, threads, (bytes + 15) / 16 * 16, [&] { function(g); });
         counters_memory.read(counters.data());
         if (counters[0] || counters[1]) failures++, printf("counters are left at %u and %u\n", counters[0], counters[1]);
     }
@@ -116,27 +106,32 @@ template <class T, class F> void check(const char *type, F function, const Launc
 }
 
 int main() {
-    const Case cases[] = {
-        {16, 256, 64, 8, 16, true}, {1, 64, 32, 8, 1, false}, {7, 896, 96, 16, 3, true}, {9, 1088, 32, 16, 4, false},
-        {16, 2048, 32, 16, 16, false}, {3, 4864, 32, 8, 2, true}, {16, 640, 64, 0, 0, true}, {8, 512, 32, 8, 8, false},
+    // Rows, inputs and outputs that fill nothing evenly; fewer stages than turns and more.
+    const Case wide[] = {
+        {16, 768, 224, 8, 16, true, 112, 2}, {7, 1088, 200, 16, 3, false, 64, 1}, {16, 264, 96, 64, 5, true, 96, 3}, {3, 640, 112, 0, 0, true, 112, 2},
     };
-    const Case wide[] = {{16, 512, 64, 64, 5, true}, {5, 320, 96, 24, 2, false}, {12, 2560, 32, 32, 12, true}};
-#ifdef CUDA_EMULATION
+    const Case middle[] = {
+        {16, 1024, 128, 8, 16, false, 32, 2}, {9, 520, 136, 24, 4, true, 56, 4}, {1, 64, 40, 8, 1, true, 40, 1}, {12, 2560, 48, 32, 12, false, 24, 5},
+    };
+    const Case narrow[] = {
+        {16, 2048, 24, 16, 16, true, 8, 3}, {5, 328, 40, 8, 2, false, 24, 2}, {8, 512, 8, 40, 8, true, 8, 1},
+    };
     for (int schedule = 0; schedule < 3; schedule++) {
         emulation::schedule.late_copies = schedule != 1;
         emulation::schedule.warp_order = schedule;
-#endif
-        for (const Case &c : cases) {
-            check<bf16>("bf16", few_rows_bf16_16, few_rows_bf16_16_launch, c, 4e-3);
-            check<f16>("f16", few_rows_f16_16, few_rows_f16_16_launch, c, 5e-4);
-        }
         for (const Case &c : wide) {
-            check<bf16>("bf16", few_rows_bf16_64, few_rows_bf16_64_launch, c, 4e-3);
-            check<f16>("f16", few_rows_f16_64, few_rows_f16_64_launch, c, 5e-4);
+            check<bf16, Wide>("bf16", few_rows_bf16_112, c, 4e-3);
+            check<f16, Wide>("f16", few_rows_f16_112, c, 5e-4);
         }
-#ifdef CUDA_EMULATION
+        for (const Case &c : middle) {
+            check<bf16, Middle>("bf16", few_rows_bf16_56, c, 4e-3);
+            check<f16, Middle>("f16", few_rows_f16_56, c, 5e-4);
+        }
+        for (const Case &c : narrow) {
+            check<bf16, Narrow>("bf16", few_rows_bf16_24, c, 4e-3);
+            check<f16, Narrow>("f16", few_rows_f16_24, c, 5e-4);
+        }
     }
-#endif
     printf("%d checks, %d failures\n", checks, failures);
     return failures != 0;
 }

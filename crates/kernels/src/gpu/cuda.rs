@@ -1,6 +1,11 @@
 //! Launches on an NVIDIA GPU.
 
-use std::{fmt, sync::Arc};
+use std::{
+    ffi::c_void,
+    fmt,
+    ptr::{from_ref, null_mut},
+    sync::Arc,
+};
 
 use candle_core::{
     CudaDevice, CudaStorage, Result, Storage, bail,
@@ -8,9 +13,11 @@ use candle_core::{
         CudaStorageSlice, DeviceId, WrapErr,
         cudarc::{
             driver::{
-                CudaFunction, CudaModule, CudaStream, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg,
-                SyncOnDrop,
-                sys::{CUdevice_attribute, CUfunction_attribute_enum},
+                CudaFunction, CudaModule, CudaStream, DevicePtr, SyncOnDrop,
+                sys::{
+                    CUdevice_attribute, CUfunction_attribute_enum, CUlaunchAttribute, CUlaunchAttributeID,
+                    CUlaunchConfig, cuLaunchKernelEx,
+                },
             },
             nvrtc::Ptx,
         },
@@ -20,7 +27,22 @@ use candle_core::{
 use super::{Argument, Float, Launch, cache::Cache};
 
 pub(super) type Modules = Cache<DeviceId, Arc<CudaModule>>;
-pub(super) type Functions = Cache<DeviceId, CudaFunction>;
+pub(super) type Functions = Cache<DeviceId, Function>;
+
+/// A kernel, loaded.
+#[derive(Clone)]
+pub(super) struct Function {
+    function: CudaFunction,
+    /// Whether it waits itself for the launch before it, and so may come near before that has ended.
+    waits: bool,
+}
+
+/// How many blocks of how many threads, and each block's dynamic shared memory.
+struct Grid {
+    blocks: [usize; 3],
+    threads: u32,
+    shared_bytes: u32,
+}
 
 /// Kernels of `src/<op>/cuda/*.cu`. Each takes one struct by value; beside it the module has, as `{kernel}_launch`, how it
 /// wants to be started.
@@ -41,10 +63,10 @@ pub(crate) struct StructName {
 /// One of them, loaded.
 #[derive(Clone)]
 pub(crate) struct StructKernel {
-    function: CudaFunction,
-    /// Per block.
+    function: Function,
+    /// Per block, or the most of them.
     pub(crate) threads: u32,
-    shared_bytes: u32,
+    pub(crate) shared_bytes: u32,
     /// Rows that a block works on.
     pub(crate) rows: u32,
 }
@@ -53,26 +75,22 @@ pub(crate) struct StructKernel {
 /// As [`super::launch`].
 pub(super) unsafe fn launch(device: &CudaDevice, launch: &Launch<'_>) -> Result<()> {
     let function = function(device, launch)?;
+    let grid = Grid { blocks: launch.groups, threads: launch.threads as u32, shared_bytes: 0 };
     with_addresses(device, launch.kernel.name, launch.arguments, |addresses| {
-        let stream = device.cuda_stream();
-        let mut builder = stream.launch_builder(&function);
-        for (argument, address) in launch.arguments.iter().zip(addresses) {
-            match argument {
-                Argument::U32(value) => builder.arg(value),
-                Argument::F32(value) => builder.arg(value),
+        let mut arguments: Vec<*mut c_void> = launch
+            .arguments
+            .iter()
+            .zip(addresses)
+            .map(|(argument, address)| match argument {
+                Argument::U32(value) => from_ref(value).cast_mut().cast(),
+                Argument::F32(value) => from_ref(value).cast_mut().cast(),
                 Argument::Read(_) | Argument::ReadRows(_) | Argument::Update(_) | Argument::Write(_) => {
-                    builder.arg(address)
+                    from_ref(address).cast_mut().cast()
                 }
-            };
-        }
-        let config = LaunchConfig {
-            grid_dim: launch.groups.map(|count| count as u32).into(),
-            block_dim: (launch.threads as u32, 1, 1),
-            shared_mem_bytes: 0,
-        };
+            })
+            .collect();
         // SAFETY: the caller's promise; every address lies in memory that lives until after the launch.
-        unsafe { builder.launch(config) }.w()?;
-        Ok(())
+        unsafe { function.start(&device.cuda_stream(), &grid, &mut arguments) }
     })
 }
 
@@ -116,15 +134,54 @@ pub(crate) fn with_addresses<T>(
 }
 
 /// The function, loaded on first use.
-fn function(device: &CudaDevice, launch: &Launch<'_>) -> Result<CudaFunction> {
+fn function(device: &CudaDevice, launch: &Launch<'_>) -> Result<Function> {
     let kernel = launch.kernel;
     kernel.functions[launch.variant.index()].get(device.id(), || {
         let module = kernel.module.modules.get(device.id(), || {
             let image = Ptx::from_binary(kernel.module.cuda.to_vec());
             device.cuda_stream().context().load_module(image).w()
         })?;
-        module.load_function(&kernel.function(launch.variant)).w()
+        Function::load(&module, &kernel.function(launch.variant))
     })
+}
+
+impl Function {
+    fn load(module: &Arc<CudaModule>, name: &str) -> Result<Self> {
+        let function = module.load_function(name).w()?;
+        // `BEGIN` of prelude.cuh is empty in what was compiled for older GPUs.
+        const HOPPER: i32 = 90;
+        let compiled_for = function.get_attribute(CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_PTX_VERSION).w()?;
+        Ok(Self { function, waits: compiled_for >= HOPPER })
+    }
+
+    /// # Safety
+    /// `arguments` point to what the kernel takes, and what it reads and writes is there.
+    unsafe fn start(&self, stream: &CudaStream, grid: &Grid, arguments: &mut [*mut c_void]) -> Result<()> {
+        let mut near = CUlaunchAttribute {
+            id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            // SAFETY: numbers and pointers, for which zeros are values.
+            value: unsafe { std::mem::zeroed() },
+        };
+        near.value.programmaticStreamSerializationAllowed = 1;
+        let [x, y, z] = grid.blocks.map(|count| count as u32);
+        let config = CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: grid.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: grid.shared_bytes,
+            hStream: stream.cu_stream(),
+            attrs: &raw mut near,
+            numAttrs: self.waits.into(),
+        };
+        stream.context().bind_to_thread().w()?;
+        let function = self.function.cu_function();
+        // SAFETY: the caller's promise; the driver copies all it is given.
+        unsafe { cuLaunchKernelEx(&raw const config, function, arguments.as_mut_ptr(), null_mut()) }.result().w()
+    }
 }
 
 /// Where a storage begins, and the guard of its use.
@@ -168,7 +225,7 @@ impl StructKernel {
         /// What a block may have without being asked for.
         const USUAL_SHARED_BYTES: u32 = 48 << 10;
         let stream = device.cuda_stream();
-        let function = module.load_function(name).w()?;
+        let function = Function::load(module, name)?;
         let wishes = stream.clone_dtoh(&module.get_global(&format!("{name}_launch"), &stream).w()?).w()?;
         let (wishes, []) = wishes.as_chunks::<4>() else { bail!("{name}_launch is not made of u32") };
         let &[threads, shared_bytes, rows] = wishes else {
@@ -177,7 +234,7 @@ impl StructKernel {
         let [threads, shared_bytes, rows] = [threads, shared_bytes, rows].map(u32::from_le_bytes);
         if shared_bytes > USUAL_SHARED_BYTES {
             let attribute = CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            if let Err(error) = function.set_attribute(attribute, shared_bytes as i32) {
+            if let Err(error) = function.function.set_attribute(attribute, shared_bytes as i32) {
                 bail!("{name} needs {shared_bytes} bytes of shared memory, which this GPU has not: {error}");
             }
         }
@@ -204,15 +261,10 @@ impl StructKernel {
             bail!("a grid of {grid:?} blocks is too large, at most {MOST:?}: pass fewer rows per call");
         }
         crate::trace::launched(1);
-        let (stream, arguments) = (device.cuda_stream(), ByValue(arguments));
-        let config = LaunchConfig {
-            grid_dim: grid.map(|count| count as u32).into(),
-            block_dim: (self.threads, 1, 1),
-            shared_mem_bytes: self.shared_bytes,
-        };
+        let grid = Grid { blocks: grid, threads: self.threads, shared_bytes: self.shared_bytes };
+        let argument = from_ref(&arguments).cast_mut().cast();
         // SAFETY: the caller's promise.
-        unsafe { stream.launch_builder(&self.function).arg(&arguments).launch(config) }.w()?;
-        Ok(())
+        unsafe { self.function.start(&device.cuda_stream(), &grid, &mut [argument]) }
     }
 }
 
@@ -226,19 +278,14 @@ impl fmt::Display for StructName {
 
 /// Blocks' homes: the GPU's multiprocessors.
 pub(crate) fn multiprocessors(device: &CudaDevice) -> Result<usize> {
-    let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
-    Ok(device.cuda_stream().context().attribute(attribute).w()? as usize)
+    number(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
 }
 
-/// Shared memory that a block can ask for.
-pub(crate) fn most_shared_bytes(device: &CudaDevice) -> Result<usize> {
-    let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
-    Ok(device.cuda_stream().context().attribute(attribute).w()? as usize)
+/// Whether the GPU has what came with Hopper.
+pub(crate) fn is_hopper(device: &CudaDevice) -> Result<bool> {
+    Ok(number(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? >= 9)
 }
 
-/// A kernel's only argument.
-#[repr(transparent)]
-struct ByValue<A>(A);
-
-// SAFETY: it is only made by `StructKernel::launch`, whose caller promises that the kernel takes it so.
-unsafe impl<A> DeviceRepr for ByValue<A> {}
+fn number(device: &CudaDevice, attribute: CUdevice_attribute) -> Result<usize> {
+    Ok(device.cuda_stream().context().attribute(attribute).w()? as usize)
+}

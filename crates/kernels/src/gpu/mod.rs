@@ -266,3 +266,28 @@ pub(crate) unsafe fn launch(device: &Device, launch: &Launch<'_>) -> Result<()> 
         other => bail!("{}: this program was built without kernels for {other:?}", launch.kernel.name),
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::{fs, path::Path};
+
+    /// One that does not would read what the launch before it has not yet written.
+    #[test]
+    fn every_kernel_begins() {
+        let ops = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let mut kernels = 0;
+        for folder in fs::read_dir(ops).unwrap() {
+            let path = folder.unwrap().path().join("kernels.gpu");
+            let Ok(text) = fs::read_to_string(&path) else { continue };
+            let flat: String = text.chars().filter(|char| !char.is_whitespace() && *char != '\\').collect();
+            for (start, _) in flat.match_indices("KERNEL(").chain(flat.match_indices("KERNEL_WITHIN(")) {
+                let body = flat[start..].find('{').unwrap() + start;
+                let name = &flat[start..(start + 50).min(body)];
+                assert!(flat[body..].starts_with("{BEGIN();"), "{}: {name}", path.display());
+                kernels += 1;
+            }
+        }
+        assert!(kernels > 40, "{kernels} kernels were found");
+    }
+}

@@ -17,6 +17,13 @@ typedef unsigned long long Index;
 #define KERNEL(name, ...) extern "C" __global__ void name(__VA_ARGS__)
 // The same for groups of at most so many threads: the compiler then leaves registers for all of them.
 #define KERNEL_WITHIN(threads, name, ...) extern "C" __global__ void __launch_bounds__(threads) name(__VA_ARGS__)
+// The first statement of each kernel: waits for the end of the launch before, and lets the next one come near meanwhile. Nothing in
+// memory is touched before it.
+#if __CUDA_ARCH__ >= 900
+#define BEGIN() asm volatile("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;" ::: "memory")
+#else
+#define BEGIN() ((void)0)
+#endif
 #define READ(type, name, index) const type *__restrict__ name
 #define WRITE(type, name, index) type *__restrict__ name
 #define UPDATE(type, name, index) type *name

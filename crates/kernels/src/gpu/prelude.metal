@@ -19,6 +19,8 @@ typedef ulong Index;
 // The same for groups of at most so many threads: the compiler then leaves registers for all of them.
 #define KERNEL_WITHIN(threads, name, ...)                                                                    \
     [[max_total_threads_per_threadgroup(threads)]] KERNEL(name, __VA_ARGS__)
+// The first statement of each kernel: see prelude.cuh. Metal lets a launch begin when the one before it has ended.
+#define BEGIN() ((void)0)
 #define READ(type, name, index) device const type *name [[buffer(index)]]
 #define WRITE(type, name, index) device type *name [[buffer(index)]]
 #define UPDATE(type, name, index) device type *name [[buffer(index)]]

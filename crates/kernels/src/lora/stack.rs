@@ -54,7 +54,7 @@ impl LoraStack {
             scales: Tensor::zeros(slots, DType::F32, device)?,
             host_scales: vec![0.; slots],
             #[cfg(feature = "cuda")]
-            memory: super::few_rows::Memory::new(rank, device)?,
+            memory: super::few_rows::Memory::new(inputs, rank, device)?,
         })
     }
 
@@ -146,10 +146,9 @@ pub fn lora_stacked_in_place(x: &Tensor, y: &Tensor, stack: &LoraStack, slots: &
     lora_in_place(x, y, &segments)
 }
 
-/// [`linear`], and on each row the delta of the adapter in its slot. On NVIDIA GPUs with 164 KB of shared memory per
-/// multiprocessor (A100, H100 and later) it is one launch for up to 16 rows in f16 or bf16, if layer and stack have the
-/// type of `x`, K is a multiple of 64, N of 32 and the stack's rank of 8, up to 64. Everything else is `linear`, then
-/// [`lora_stacked_in_place`].
+/// [`linear`], and on each row the delta of the adapter in its slot. On NVIDIA GPUs from Hopper on it is one launch for up to 16
+/// rows in f16 or bf16, if layer and stack have the type of `x`, K and N are multiples of 8, and so is the stack's rank, up to 64.
+/// Everything else is `linear`, then [`lora_stacked_in_place`].
 pub fn linear_with_adapters(
     x: &Tensor,
     projection: &Projection,

@@ -199,8 +199,10 @@ fn stacked_adapters_match_the_definition() {
 
 #[test]
 fn a_layer_with_adapters_by_row_matches_the_definition() {
-    // What is one launch on an NVIDIA GPU, with ranks of both kernels, and what is not: rows, widths and ranks.
+    // What is one launch on an NVIDIA GPU, with each of its kernels, and what is not: rows, widths and ranks.
     for (count, (inputs, outputs, rank)) in [
+        (16, (264, 5000, 16)),
+        (5, (1032, 9000, 8)),
         (1, (64, 32, 8)),
         (16, (896, 96, 16)),
         (9, (640, 64, 24)),

@@ -16,7 +16,7 @@ struct Launch {
 #endif
 
 #define KERNEL(NAME, BODY, ARGUMENTS, THREADS, SHARED_BYTES, ROWS, BLOCKS) \
-    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) NAME(const __grid_constant__ ARGUMENTS a) { BODY(a); } \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) NAME(const __grid_constant__ ARGUMENTS a) { begin(); BODY(a); } \
     ATTENTION_PUBLISH(NAME, THREADS, SHARED_BYTES, ROWS)
 #define SHAPED(NAME, BODY, ARGUMENTS, BLOCKS, ...) \
     KERNEL(NAME, (BODY<__VA_ARGS__>), ARGUMENTS, (__VA_ARGS__::THREADS), (__VA_ARGS__::SHARED_BYTES), (__VA_ARGS__::M), BLOCKS)

@@ -45,6 +45,7 @@ inline void copy_4(u32 to, const void *from, bool valid) { emulation::copy_async
 inline void copy_commit() { emulation::copy_commit(); }
 template <int PENDING> inline void copy_wait() { emulation::copy_wait(PENDING); }
 inline float power_of_two(float x) { return exp2f(x); }
+inline void begin() {}
 
 #else
 
@@ -107,6 +108,14 @@ __device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_gr
 /// Waits until at most `PENDING` groups of this thread are under way.
 template <int PENDING> __device__ __forceinline__ void copy_wait() {
     asm volatile("cp.async.wait_group %0;" :: "n"(PENDING) : "memory");
+}
+
+/// The first statement of each kernel, as `BEGIN` in gpu/prelude.cuh: waits for the end of the launch before, and lets the next
+/// one come near meanwhile.
+__device__ __forceinline__ void begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
 
 __device__ __forceinline__ float power_of_two(float x) {

@@ -1,9 +1,9 @@
-// The kernels that the host launches: `few_rows_{dtype}_{most}`, for adapters of up to 16 or 64 ranks.
+// The kernels that the host launches: `few_rows_{dtype}_{most}`, for up to so many outputs of a block.
 #include "few_rows.cuh"
 
-/// How to launch a kernel: threads and dynamic shared bytes per block, and its outputs.
+/// The most threads and dynamic shared bytes per block, and the most of its outputs.
 struct Launch {
-    attention::u32 threads, shared_bytes, rows;
+    attention::u32 threads, shared_bytes, columns;
 };
 
 // The host finds a kernel's `Launch` beside it in the module, as `{kernel}_launch`.
@@ -11,13 +11,27 @@ struct Launch {
 #define FEW_ROWS_PUBLISH(NAME, ...) extern "C" __device__ const Launch NAME##_launch = {__VA_ARGS__};
 #endif
 
-#define KERNEL(TYPE, MOST_RANK) \
-    extern "C" __global__ void __launch_bounds__(lora::THREADS, 2) few_rows_##TYPE##_##MOST_RANK(const __grid_constant__ lora::Arguments a) { \
-        lora::few_rows<attention::TYPE, MOST_RANK>(a); \
-    } \
-    FEW_ROWS_PUBLISH(few_rows_##TYPE##_##MOST_RANK, lora::THREADS, lora::shared_bytes(MOST_RANK), lora::COLUMNS)
+#if defined(CUDA_EMULATION) || !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define BODY(TYPE, SHAPE) lora::few_rows<attention::TYPE, SHAPE>(a)
+#else
+#define BODY(TYPE, SHAPE)
+#endif
 
-KERNEL(bf16, 16)
-KERNEL(bf16, 64)
-KERNEL(f16, 16)
-KERNEL(f16, 64)
+#define KERNEL(TYPE, MOST, SHAPE) \
+    extern "C" __global__ void __launch_bounds__(SHAPE::THREADS, 1) few_rows_##TYPE##_##MOST(const __grid_constant__ lora::Arguments a) { \
+        BODY(TYPE, SHAPE); \
+    } \
+    FEW_ROWS_PUBLISH(few_rows_##TYPE##_##MOST, SHAPE::THREADS, lora::SHARED_BYTES, MOST) \
+    static_assert(SHAPE::MOST_COLUMNS == MOST, "the name says it");
+
+using Wide = lora::Shape<2, 1, 7>;
+using Middle = lora::Shape<1, 2, 7>;
+using Narrow = lora::Shape<1, 4, 3>;
+
+#define ALL(TYPE) \
+    KERNEL(TYPE, 112, Wide) \
+    KERNEL(TYPE, 56, Middle) \
+    KERNEL(TYPE, 24, Narrow)
+
+ALL(bf16)
+ALL(f16)
