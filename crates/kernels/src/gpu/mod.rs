@@ -182,6 +182,13 @@ impl Variant {
         }
     }
 
+    pub(crate) fn element_bytes(self) -> usize {
+        match self {
+            Self::Plain => 1,
+            Self::Vector(float) | Self::Scalar(float) => 16 / float.lanes(),
+        }
+    }
+
     #[cfg(any(feature = "cuda", feature = "metal"))]
     fn index(self) -> usize {
         match self {

@@ -156,7 +156,8 @@ __device__ __forceinline__ void multiply(const Arguments &g, Barriers barriers, 
             const u32 x = memory + turn.stage * bytes + (own * S::PARTS + part) * (ROWS + g.columns) * LINE;
             multiply_box<T, S>(sums, x, x + (ROWS + column) * LINE, lane);
         }
-        __syncwarp(); // all lanes have read it
+        reads_done(); // else they may still be under way when the copy engine writes
+        __syncwarp();
         if (lane == 0) barrier_arrive(barriers.empty(turn.stage));
         turn.advance(g.stages);
     }
@@ -201,9 +202,9 @@ template <typename T> __device__ __forceinline__ void project(const Arguments &g
             float sums[RANKS] = {};
             if (k < g.inputs) {
                 const T *a = at<T>(g.a, ((u64)slot * g.rank + first) * g.inputs + k);
-                uint4 factors[RANKS], bits = load_kept(at<T>(g.x, (u64)row * g.inputs + k));
+                uint4 factors[RANKS], bits = load_16(at<T>(g.x, (u64)row * g.inputs + k));
 #pragma unroll
-                for (u32 j = 0; j < RANKS; j++) factors[j] = load_once(a + (u64)j * g.inputs);
+                for (u32 j = 0; j < RANKS; j++) factors[j] = load_16(a + (u64)j * g.inputs);
                 float values[8];
                 widen_eight<T>(bits, values);
 #pragma unroll
@@ -270,7 +271,7 @@ template <typename T, typename S> struct Up {
             if (!targets[i].has_adapter(g)) continue;
             const u64 output = (u64)targets[i].slot * g.outputs + blockIdx.x * g.columns + targets[i].column;
             const T *from = at<T>(g.b, output * g.rank + rank);
-            bits[i][0] = load_once(from), bits[i][1] = load_once(from + g.rank);
+            bits[i][0] = load_16(from), bits[i][1] = load_16(from + g.rank);
         }
     }
     __device__ __forceinline__ void multiply(const Arguments &g, const Target (&targets)[S::PAIRS], u32 rank, const float *down,

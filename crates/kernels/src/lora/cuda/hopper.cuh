@@ -29,8 +29,8 @@ inline void copy_box(u32 to, const TensorMap *map, u32 column, u32 row, u32 barr
     emulation::copy_box(to, map, column, row, barrier);
 }
 inline void finishers_meet(int line = __builtin_LINE()) { emulation::named_barrier(1, 256, line); }
-inline uint4 load_once(const void *from) { return *(const uint4 *)from; }
-inline uint4 load_kept(const void *from) { return *(const uint4 *)from; }
+inline void reads_done() {}
+inline uint4 load_16(const void *from) { return *(const uint4 *)from; }
 inline float4 load_fresh(const void *from) { return *(const float4 *)from; }
 inline void wait_for(const u32 *counter, u32 count) { emulation::wait_for(counter, count); }
 inline void count_released(u32 *counter) { ++*counter; }
@@ -68,17 +68,12 @@ __device__ __forceinline__ void copy_box(u32 to, const TensorMap *map, u32 colum
                  "[%0], [%1, {%2, %3}], [%4], %5;"
                  :: "r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier), "l"(policy) : "memory");
 }
+/// What this thread has read of shared memory comes before what the copy engine writes there later.
+__device__ __forceinline__ void reads_done() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 /// A barrier of the warps that finish.
 __device__ __forceinline__ void finishers_meet() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
-/// 16 bytes that no other block reads.
-__device__ __forceinline__ uint4 load_once(const void *from) {
-    uint4 bits;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w) : "l"(from));
-    return bits;
-}
-/// 16 bytes that others read as well.
-__device__ __forceinline__ uint4 load_kept(const void *from) {
+/// 16 bytes that nobody writes meanwhile. Lanes read what lies together, so the first-level cache may have it.
+__device__ __forceinline__ uint4 load_16(const void *from) {
     uint4 bits;
     asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w) : "l"(from));
