@@ -215,7 +215,7 @@ template <class T> void compare_sum(const char *what, const char *type, const Ca
 
 template <class T, class F> void check_outers(const char *type, F function, const Launch &launch, const Case &c) {
     Fixture<T> fixture(c);
-    start(function, launch, dim3(fixture.strips(true), c.parts), fixture.arguments);
+    start(function, launch, dim3((fixture.strips(true) + together::STRIPS - 1) / together::STRIPS, c.parts), fixture.arguments);
     for (size_t i = 0; i < c.products.size(); i++) {
         Adapter<T> &adapter = *fixture.adapters[i];
         compare_sum<T>("dA", type, c, product(adapter.g, true, fixture.x, false), adapter.da, c.products[i].rank);

@@ -24,7 +24,7 @@ struct Launch {
 #define THROUGH(TYPE, BLOCKS) \
     KERNEL(together_through_##TYPE##_##BLOCKS, (together::through<attention::TYPE, BLOCKS>), together::SHARED_BYTES, together::BLOCK_ROWS, 2)
 #define OUTERS(TYPE, BLOCKS) \
-    KERNEL(together_outers_##TYPE##_##BLOCKS, (together::outers<attention::TYPE, BLOCKS>), together::outer_bytes(BLOCKS), together::TILE, BLOCKS < 6 ? 2 : 1)
+    KERNEL(together_outers_##TYPE##_##BLOCKS, (together::outers<attention::TYPE, BLOCKS>), together::outer_bytes(BLOCKS), together::ROW_WARPS * together::TILE, BLOCKS < 6 ? 2 : 1)
 
 #define ALL(TYPE) \
     PULL(TYPE, 2) \

@@ -64,6 +64,8 @@ __device__ __forceinline__ void begin() {}
 #ifdef CUDA_EMULATION
 
 inline void copy_line(u32 to, const void *from, bool valid) { copy_16(to, from, valid); }
+inline void copy_last(u32 to, const void *from, bool valid) { copy_16(to, from, valid); }
+inline void store_last(void *to, uint4 bits) { *(uint4 *)to = bits; }
 inline uint4 load_changed(const void *from) { return *(const uint4 *)from; }
 
 #else
@@ -72,6 +74,21 @@ inline uint4 load_changed(const void *from) { return *(const uint4 *)from; }
 __device__ __forceinline__ void copy_line(u32 to, const void *from, bool valid) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
                  :: "r"(to), "l"(__cvta_generic_to_global(from)), "r"(valid ? 16 : 0) : "memory");
+}
+/// For what nobody reads soon: the second-level cache is to keep other things.
+__device__ __forceinline__ u64 evict_first() {
+    u64 policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+/// As copy_line, for what is read here for the last time.
+__device__ __forceinline__ void copy_last(u32 to, const void *from, bool valid) {
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;"
+                 :: "r"(to), "l"(__cvta_generic_to_global(from)), "r"(valid ? 16 : 0), "l"(evict_first()) : "memory");
+}
+__device__ __forceinline__ void store_last(void *to, uint4 bits) {
+    asm volatile("st.global.L2::cache_hint.v4.u32 [%0], {%1, %2, %3, %4}, %5;"
+                 :: "l"(__cvta_generic_to_global(to)), "r"(bits.x), "r"(bits.y), "r"(bits.z), "r"(bits.w), "l"(evict_first()) : "memory");
 }
 /// 16 bytes that only this lane reads, and writes later.
 __device__ __forceinline__ uint4 load_changed(const void *from) {
@@ -126,13 +143,15 @@ __device__ __forceinline__ Block block_of(const Arguments &g, u32 block) {
 }
 
 /// A lane's pieces of a tile, for products along the columns: rows `lane / 4` and 8 further, 8 columns of each span.
-template <typename T>
+template <typename T, bool LAST = false>
 __device__ __forceinline__ void copy_tile(u32 to, const T *data, u32 width, u32 rows, u32 row, u32 column) {
 #pragma unroll
     for (u32 piece = 0; piece < PIECES; piece++) {
         const u32 m = row + piece % 2 * 8, k = column + piece / 2 * SPAN;
         const bool valid = m < rows && k < width;
-        copy_line(to + piece * PIECE_BYTES, data + (valid ? (u64)m * width + k : 0), valid);
+        const T *from = data + (valid ? (u64)m * width + k : 0);
+        if constexpr (LAST) copy_last(to + piece * PIECE_BYTES, from, valid);
+        else copy_line(to + piece * PIECE_BYTES, from, valid);
     }
 }
 
@@ -294,10 +313,11 @@ struct Cursor {
     /// Starts the copy of the next tile, if there is one.
     template <typename T> __device__ __forceinline__ void copy(const Arguments &g, const Place &place, u32 sources) {
         while (source < sources && strip * STRIP >= width(g, source)) source++, strip = place.split;
-        if (source < sources) {
-            const T *data = at<const T>(source < g.count ? g.members[source].y : g.dx, 0);
-            copy_tile(place.stage(step), data, width(g, source), g.rows, place.row, place.column(strip));
-        }
+        const u32 to = place.stage(step), column = place.column(strip);
+        if (source < g.count)
+            copy_tile(to, at<const T>(g.members[source].y, 0), g.members[source].outputs, g.rows, place.row, column);
+        else if (source < sources)
+            copy_tile<T, true>(to, at<const T>(g.dx, 0), g.inputs, g.rows, place.row, column);
         copy_commit();
         step++, strip += SPLIT;
     }
@@ -359,9 +379,9 @@ __device__ __forceinline__ void add_through(const Arguments &g, const Place &pla
         for (u32 half = 0; half < 2; half++) {
             const u32 row = place.row + 8 * half, i = 2 * half;
             if (row >= g.rows || k >= g.inputs) continue;
-            *at<uint4>(g.dx, ((u64)row * g.inputs + k) / 8) =
-                make_uint4(pack<T>(sums[0][i], sums[0][i + 1]), pack<T>(sums[1][i], sums[1][i + 1]),
-                           pack<T>(sums[2][i], sums[2][i + 1]), pack<T>(sums[3][i], sums[3][i + 1]));
+            store_last(at<uint4>(g.dx, ((u64)row * g.inputs + k) / 8),
+                       make_uint4(pack<T>(sums[0][i], sums[0][i + 1]), pack<T>(sums[1][i], sums[1][i + 1]),
+                                  pack<T>(sums[2][i], sums[2][i + 1]), pack<T>(sums[3][i], sums[3][i + 1])));
         }
     }
 }
@@ -509,6 +529,10 @@ template <typename T> __device__ __forceinline__ void up(const Arguments &g) {
     }
 }
 
+/// Warps of `outers` that share the tiles of a strip, and the strips of a thread block: side by side, so that what it reads at a
+/// time are longer pieces of rows.
+constexpr u32 ROW_WARPS = 2, STRIPS = WARPS / ROW_WARPS;
+
 /// `outers` has the rows of g or h under way beside a tile: 16 bytes of a lane for two blocks of ranks.
 constexpr __host__ __device__ u32 outer_stage(u32 blocks) { return STAGE_BYTES + blocks / 2 * PIECE_BYTES; }
 constexpr __host__ __device__ u32 outer_bytes(u32 blocks) { return WARPS * DEPTH * outer_stage(blocks); }
@@ -521,7 +545,8 @@ template <u32 BLOCKS> struct Left {
     u32 width[BLOCKS / 2];
 };
 
-/// Starts the copies for one tile. The lane has eight columns of the rows 4 · (lane % 4) and three further.
+/// Starts the copies for one tile. The lane has eight columns of the rows 4 · (lane % 4) and three further. dy was read before,
+/// by `through`: what is read here goes first, so that it stays until then.
 template <typename T, u32 BLOCKS>
 __device__ __forceinline__ void copy_outer(const T *right, u32 width, u32 column, const Left<BLOCKS> &left, u32 to, u32 first,
                                            u32 end, u32 lane) {
@@ -529,7 +554,7 @@ __device__ __forceinline__ void copy_outer(const T *right, u32 width, u32 column
     for (u32 piece = 0; piece < PIECES; piece++) {
         const u32 row = first + lane % 4 * 4 + piece;
         const bool valid = row < end && column < width;
-        copy_line(to + piece * PIECE_BYTES, right + (valid ? (u64)row * width + column : 0), valid);
+        copy_last(to + piece * PIECE_BYTES, right + (valid ? (u64)row * width + column : 0), valid);
     }
     // Rows in the order in which matrices are loaded and turned.
     const u32 row = first + lane % 8 / 2 * 4 + lane / 8 % 2 * 2 + lane % 2;
@@ -571,19 +596,17 @@ template <u32 BLOCKS> __device__ __forceinline__ void share_sums(const float (&s
     }
 }
 
-/// A part of `leftᵀ right` for a strip of `right [M, width]`; `store(block, rank, column, sum)` is called for each sum.
-template <typename T, u32 BLOCKS, u32 STAGE, typename F>
-__device__ __forceinline__ void outer(const Arguments &g, u64 data, u32 width, u32 strip, const Left<BLOCKS> &left, F store) {
-    const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    const u32 start = blockIdx.y * g.part_rows, end = min(g.rows, start + g.part_rows);
-    const u32 tiles = quotient_up(end - start, TILE), steps = tiles > warp ? (tiles - warp + WARPS - 1) / WARPS : 0;
-    const T *right = at<const T>(data, 0);
-    unsigned char *own = dynamic_shared() + warp * DEPTH * STAGE;
-    const u32 to = shared_address(own) + lane * 16;
+/// A warp's part of `rightᵀ left` for a strip of `right [M, width]` and the tiles `index`, `index + ROW_WARPS`… of a part of the
+/// rows, left in shared memory where its tiles were.
+template <typename T, u32 BLOCKS, u32 STAGE>
+__device__ __forceinline__ void outer(const Arguments &g, u64 data, u32 width, u32 strip, const Left<BLOCKS> &left, u32 index,
+                                      unsigned char *own, u32 lane) {
+    const u32 start = blockIdx.y * g.part_rows, end = min(g.rows, start + g.part_rows), tiles = quotient_up(end - start, TILE);
+    const u32 steps = tiles > index ? quotient_up(tiles - index, ROW_WARPS) : 0, to = shared_address(own) + lane * 16;
     const auto copy = [&](u32 step) {
         if (step < steps)
-            copy_outer<T, BLOCKS>(right, width, strip * STRIP + lane / 4 * 8, left, to + step % DEPTH * STAGE,
-                                  start + (step * WARPS + warp) * TILE, end, lane);
+            copy_outer<T, BLOCKS>(at<const T>(data, 0), width, strip * STRIP + lane / 4 * 8, left, to + step % DEPTH * STAGE,
+                                  start + (step * ROW_WARPS + index) * TILE, end, lane);
         copy_commit();
     };
 #pragma unroll
@@ -600,50 +623,72 @@ __device__ __forceinline__ void outer(const Arguments &g, u64 data, u32 width, u
     }
     copy_wait<0>();
     __syncwarp();
-    static_assert(BLOCKS * RANKS * SUM_STRIDE * 4 <= DEPTH * outer_stage(BLOCKS), "a warp's sums fit where its tiles were");
+    static_assert(BLOCKS * RANKS * SUM_STRIDE * 4 <= DEPTH * STAGE, "a warp's sums fit where its tiles were");
     share_sums(sums, reinterpret_cast<float *>(own), lane);
-    __syncthreads();
-    const float *shared = reinterpret_cast<const float *>(dynamic_shared());
-    for (u32 i = threadIdx.x; i < BLOCKS * RANKS * STRIP; i += THREADS) {
-        float sum = 0;
-#pragma unroll
-        for (u32 other = 0; other < WARPS; other++) sum += shared[other * (DEPTH * STAGE / 4) + i / STRIP * SUM_STRIDE + i % STRIP];
-        if (strip * STRIP + i % STRIP < width) store(i / STRIP / RANKS, i / STRIP % RANKS, strip * STRIP + i % STRIP, sum);
-    }
 }
 
-/// Parts of the gradients of all A, or of one B, for a strip: the strips of x come first, then those of each dy; `blockIdx.y` is
-/// the part. BLOCKS: at least as many as the members have together.
+/// g of all members, as a lane reads it.
+template <typename T, u32 BLOCKS> __device__ __forceinline__ Left<BLOCKS> left_of_all(const Arguments &g, u32 lane) {
+    Left<BLOCKS> left;
+#pragma unroll
+    for (u32 pair = 0; pair < BLOCKS / 2; pair++) {
+        const Block block = block_of(g, 2 * pair + lane / 16);
+        const bool is_there = block.member < g.count;
+        const Member &member = g.members[is_there ? block.member : 0];
+        left.data[pair] = member.g + (is_there ? block.first * sizeof(T) : 0);
+        left.width[pair] = is_there ? member.width() : 0;
+    }
+    return left;
+}
+
+/// h of one member.
+template <typename T> __device__ __forceinline__ Left<MEMBER_BLOCKS> left_of(const Member &member, u32 lane) {
+    const bool is_there = lane / 16 < member.blocks();
+    return {{member.h + (is_there ? lane / 16 * RANKS * sizeof(T) : 0)}, {is_there ? member.width() : 0}};
+}
+
+/// Writes one sum of a strip, for rank `number` of all blocks' of x, or of the member's.
+__device__ __forceinline__ void store_sum(const Arguments &g, bool is_of_x, u32 member, u32 number, u32 column, float sum) {
+    if (is_of_x) {
+        const Block block = block_of(g, number / RANKS);
+        member = block.member, number = block.first + number % RANKS;
+    }
+    if (member == g.count) return;
+    const Member &to = g.members[member];
+    const u32 width = is_of_x ? g.inputs : to.outputs;
+    if (number < to.rank && column < width)
+        *at<float>(is_of_x ? to.da : to.db, ((u64)blockIdx.y * to.rank + number) * width + column) = sum;
+}
+
+/// Parts of the gradients of all A, or of one B, for the strips of x, then of each dy; `blockIdx.y` is the part of the rows.
+/// BLOCKS: at least as many as the members have together.
 template <typename T, u32 BLOCKS> __device__ __forceinline__ void outers(const Arguments &g) {
     constexpr u32 STAGE = outer_stage(BLOCKS);
-    const u32 lane = threadIdx.x % WARP;
-    u32 strip = blockIdx.x, own = quotient_up(g.inputs, STRIP), index = 0;
-    if (strip < own) {
-        Left<BLOCKS> left;
-#pragma unroll
-        for (u32 pair = 0; pair < BLOCKS / 2; pair++) {
-            const Block block = block_of(g, 2 * pair + lane / 16);
-            const bool is_there = block.member < g.count;
-            const Member &member = g.members[is_there ? block.member : 0];
-            left.data[pair] = member.g + (is_there ? block.first * sizeof(T) : 0), left.width[pair] = is_there ? member.width() : 0;
+    const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, index = warp % ROW_WARPS, of_x = quotient_up(g.inputs, STRIP);
+    u32 strip = blockIdx.x * STRIPS + warp / ROW_WARPS, member = 0;
+    unsigned char *own = dynamic_shared() + warp * DEPTH * STAGE;
+    const bool is_of_x = strip < of_x;
+    if (is_of_x) {
+        outer<T, BLOCKS, STAGE>(g, g.x, g.inputs, strip, left_of_all<T, BLOCKS>(g, lane), index, own, lane);
+    } else {
+        strip -= of_x;
+        for (u32 count; member < g.count && strip >= (count = quotient_up(g.members[member].outputs, STRIP)); member++) strip -= count;
+        if (member < g.count) {
+            const Member &of = g.members[member];
+            outer<T, MEMBER_BLOCKS, STAGE>(g, of.y, of.outputs, strip, left_of<T>(of, lane), index, own, lane);
         }
-        outer<T, BLOCKS, STAGE>(g, g.x, g.inputs, strip, left, [&](u32 number, u32 rank, u32 column, float sum) {
-            const Block block = block_of(g, number);
-            if (block.member == g.count) return;
-            const Member &member = g.members[block.member];
-            rank += block.first;
-            if (rank < member.rank) *at<float>(member.da, ((u64)blockIdx.y * member.rank + rank) * g.inputs + column) = sum;
-        });
-        return;
     }
-    for (strip -= own; strip >= (own = quotient_up(g.members[index].outputs, STRIP)); index++) strip -= own;
-    const Member &member = g.members[index];
-    const bool is_there = lane / 16 < member.blocks();
-    const Left<MEMBER_BLOCKS> left = {{member.h + (is_there ? lane / 16 * RANKS * sizeof(T) : 0)}, {is_there ? member.width() : 0}};
-    outer<T, MEMBER_BLOCKS, STAGE>(g, member.y, member.outputs, strip, left, [&](u32 block, u32 rank, u32 column, float sum) {
-        rank += block * RANKS;
-        if (rank < member.rank) *at<float>(member.db, ((u64)blockIdx.y * member.rank + rank) * member.outputs + column) = sum;
-    });
+    __syncthreads();
+    if (!is_of_x && member == g.count) return;
+    const float *sums = reinterpret_cast<const float *>(own - index * DEPTH * STAGE);
+    const u32 count = (is_of_x ? BLOCKS : MEMBER_BLOCKS) * RANKS * STRIP;
+    for (u32 i = index * WARP + lane; i < count; i += ROW_WARPS * WARP) {
+        float sum = 0;
+#pragma unroll
+        for (u32 other = 0; other < ROW_WARPS; other++)
+            sum += sums[other * (DEPTH * STAGE / 4) + i / STRIP * SUM_STRIDE + i % STRIP];
+        store_sum(g, is_of_x, member, i / STRIP, strip * STRIP + i % STRIP, sum);
+    }
 }
 
 } // namespace together

@@ -30,8 +30,8 @@ const SHARED_BYTES: usize = 112 << 10;
 const ACCESS: usize = 8;
 /// Rows from which on these kernels are faster than those for all GPUs.
 const FEWEST_ROWS: usize = 128;
-/// Rows that are worth a part of the sums over all of them: a tile for each warp of a block.
-const FEWEST_PART_ROWS: usize = 8 * TILE;
+/// Tiles of each warp that are worth a part of the sums over all rows.
+const FEWEST_PART_TILES: usize = 4;
 /// Blocks of the kernels that a multiprocessor runs at a time.
 const BLOCKS_PER_MULTIPROCESSOR: usize = 2;
 
@@ -75,7 +75,7 @@ struct Call<'a> {
     x: Argument<'a>,
     dx: Argument<'a>,
     /// y or dy of each adapter.
-    products: Vec<Argument<'a>>,
+    products: [Argument<'a>; MEMBERS],
     /// `[M, 8 · blocks]` of each adapter, one behind the other.
     h: Argument<'a>,
     g: Argument<'a>,
@@ -123,7 +123,7 @@ pub(super) fn up(
         check_changeable("lora_up_together", "y", y)?;
     }
     let call = Call {
-        products: products.iter().map(|y| Argument::Update(y)).collect(),
+        products: each(products.iter().map(|y| Argument::Update(y))),
         h: Argument::Read(h),
         ..Call::new(device, first, adapters)?
     };
@@ -161,7 +161,7 @@ pub(super) fn backward(
     let call = Call {
         x: Argument::Read(&x),
         dx: dx.as_ref().map_or(NOTHING, Argument::Update),
-        products: d_products.iter().map(Argument::Read).collect(),
+        products: each(d_products.iter().map(Argument::Read)),
         h: Argument::Read(h),
         g: Argument::Update(&g),
         ..Call::new(device, &x, &adapters)?
@@ -176,22 +176,25 @@ pub(super) fn backward(
 
 /// Adds the gradients of all matrices.
 fn outers(call: Call<'_>, members: &[LoraMember<'_>]) -> Result<()> {
+    let total: usize = call.adapters.iter().map(|adapter| blocks(adapter)).sum();
+    let kernel = call.kernel("together_outers", Some(total.next_multiple_of(2)))?;
     let outputs: Vec<_> = call.adapters.iter().map(|adapter| adapter.outputs()).collect();
     let strips = call.inputs.div_ceil(STRIP) + outputs.iter().map(|n| n.div_ceil(STRIP)).sum::<usize>();
-    let wanted = (BLOCKS_PER_MULTIPROCESSOR * multiprocessors(call.device)? / strips).max(1);
-    let part_rows = call.rows.div_ceil(wanted).max(FEWEST_PART_ROWS).next_multiple_of(TILE);
+    // The warps of a block that do not share a strip have strips of their own.
+    let groups = strips.div_ceil(kernel.threads as usize / 32 * TILE / kernel.rows as usize);
+    let wanted = (BLOCKS_PER_MULTIPROCESSOR * multiprocessors(call.device)? / groups).max(1);
+    let fewest = FEWEST_PART_TILES * kernel.rows as usize;
+    let part_rows = call.rows.div_ceil(wanted).max(fewest).next_multiple_of(TILE);
     let parts = call.rows.div_ceil(part_rows);
     let ranks = call.adapters.iter().map(|adapter| adapter.rank());
     let elements: usize = ranks.zip(&outputs).map(|(rank, outputs)| rank * (call.inputs + outputs)).sum();
     let device = Device::Cuda(call.device.clone());
     // SAFETY: the kernel writes every column of every rank of every part.
     let sums = unsafe { Fresh::uninitialized(parts * elements, DType::F32, &device)? };
-    let total: usize = call.adapters.iter().map(|adapter| blocks(adapter)).sum();
     let inputs = call.inputs;
     let call = Call { dx: NOTHING, sums: Argument::Write(&sums), parts, ..call };
-    let kernel = call.kernel("together_outers", Some(total.next_multiple_of(2)))?;
     // SAFETY: as the caller's launch, and `sums` has room for all parts.
-    unsafe { call.launch_in_parts(&kernel, [strips, parts, 1], part_rows)? };
+    unsafe { call.launch_in_parts(&kernel, [groups, parts, 1], part_rows)? };
     gpu::sum_outers(&sums.into_tensor(), parts, inputs, &outputs, members)
 }
 
@@ -206,7 +209,7 @@ impl<'a> Call<'a> {
             inputs: adapters[0].a.dim(1)?,
             x: NOTHING,
             dx: NOTHING,
-            products: vec![NOTHING; adapters.len()],
+            products: [NOTHING; MEMBERS],
             h: NOTHING,
             g: NOTHING,
             sums: NOTHING,
@@ -237,7 +240,7 @@ impl<'a> Call<'a> {
     ) -> Result<()> {
         let factors = self.adapters.iter().flat_map(|of| [Argument::Read(&of.a), Argument::Read(&of.b)]);
         let given = [self.x, self.dx, self.h, self.g, self.sums].into_iter().chain(factors);
-        let given: Vec<_> = given.chain(self.products.iter().copied()).collect();
+        let given: Vec<_> = given.chain(self.products).collect();
         with_addresses(self.device, "adapters together", &given, |addresses| {
             let (&[x, dx, h, g, sums], rest) = addresses.split_first_chunk().expect("five come first");
             let (factors, products) = rest.split_at(2 * self.adapters.len());
@@ -309,6 +312,11 @@ fn device_for<'a>(
         && inputs.iter().all(is_ready)
         && most_shared_bytes(device)? >= SHARED_BYTES;
     Ok(is_for.then_some(device))
+}
+
+/// Of each member; nothing of one that is not there.
+fn each<'a>(mut arguments: impl Iterator<Item = Argument<'a>>) -> [Argument<'a>; MEMBERS] {
+    std::array::from_fn(|_| arguments.next().unwrap_or(NOTHING))
 }
 
 /// Of eight ranks each.
