@@ -30,7 +30,7 @@ struct Launch {
     PULL(TYPE, 2) \
     PULL(TYPE, 4) \
     PULL(TYPE, 6) \
-    KERNEL(together_up_##TYPE, together::up<attention::TYPE>, 0, together::UP_ROWS, 2) \
+    KERNEL(together_up_##TYPE, together::up<attention::TYPE>, together::FACTORS_AT, together::UP_ROWS, 2) \
     THROUGH(TYPE, 1) \
     THROUGH(TYPE, 2) \
     OUTERS(TYPE, 2) \

@@ -66,7 +66,6 @@ __device__ __forceinline__ void begin() {}
 inline void copy_line(u32 to, const void *from, bool valid) { copy_16(to, from, valid); }
 inline void copy_last(u32 to, const void *from, bool valid) { copy_16(to, from, valid); }
 inline void store_last(void *to, uint4 bits) { *(uint4 *)to = bits; }
-inline uint4 load_changed(const void *from) { return *(const uint4 *)from; }
 
 #else
 
@@ -89,13 +88,6 @@ __device__ __forceinline__ void copy_last(u32 to, const void *from, bool valid) 
 __device__ __forceinline__ void store_last(void *to, uint4 bits) {
     asm volatile("st.global.L2::cache_hint.v4.u32 [%0], {%1, %2, %3, %4}, %5;"
                  :: "l"(__cvta_generic_to_global(to)), "r"(bits.x), "r"(bits.y), "r"(bits.z), "r"(bits.w), "l"(evict_first()) : "memory");
-}
-/// 16 bytes that only this lane reads, and writes later.
-__device__ __forceinline__ uint4 load_changed(const void *from) {
-    uint4 bits;
-    asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w) : "l"(from) : "memory");
-    return bits;
 }
 
 #endif
@@ -453,8 +445,8 @@ template <typename T, u32 BLOCKS> __device__ __forceinline__ void through(const 
     copy_wait<0>();
 }
 
-/// Tiles of a warp of `up`; all are loaded before the first is used.
-constexpr u32 UP_TILES = 4, UP_ROWS = UP_TILES * TILE;
+/// Tiles of a warp of `up`; all are under way before the first is used.
+constexpr u32 UP_TILES = DEPTH, UP_ROWS = UP_TILES * TILE;
 
 /// B for a strip of y, as right factors of products along the ranks: the outputs are in the order of a lane's pieces.
 template <typename T>
@@ -469,22 +461,28 @@ __device__ __forceinline__ void load_up(const Member &member, u32 strip, u32 lan
     }
 }
 
-/// scale · h Bᵀ for one tile, added to a lane's pieces of y.
+/// h of a tile, as left factors of such products.
 template <typename T>
-__device__ __forceinline__ void add_up(uint4 (&pieces)[PIECES], const u32 (&left)[4], const u32 (&factors)[2][4][2], float scale) {
+__device__ __forceinline__ void load_down(const Member &member, u32 row, u32 rows, u32 lane, u32 (&left)[4]) {
+    const u32 width = member.width();
 #pragma unroll
-    for (u32 span = 0; span < 2; span++) {
-        uint4 &low = pieces[2 * span], &high = pieces[2 * span + 1];
-        u32 *bits[2][4] = {{&low.x, &low.y, &low.z, &low.w}, {&high.x, &high.y, &high.z, &high.w}};
+    for (u32 i = 0; i < 4; i++) {
+        const u32 m = row + i % 2 * 8, rank = i / 2 * RANKS + lane % 4 * 2;
+        left[i] = m < rows && rank < width ? *at<const u32>(member.h, ((u64)m * width + rank) / 2) : 0;
+    }
+}
+
+/// y + scale · h Bᵀ for a span of a tile, of which a lane has eight columns of two rows.
+template <typename T>
+__device__ __forceinline__ void add_up(u32 (&bits)[2][4], const u32 (&left)[4], const u32 (&factors)[4][2], float scale) {
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            float sums[4] = {};
-            multiply_add<T>(sums, left, factors[span][i][0], factors[span][i][1]);
+    for (u32 i = 0; i < 4; i++) {
+        float sums[4] = {};
+        multiply_add<T>(sums, left, factors[i][0], factors[i][1]);
 #pragma unroll
-            for (u32 half = 0; half < 2; half++) {
-                const float2 before = unpack<T>(*bits[half][i]);
-                *bits[half][i] = pack<T>(before.x + scale * sums[2 * half], before.y + scale * sums[2 * half + 1]);
-            }
+        for (u32 half = 0; half < 2; half++) {
+            const float2 before = unpack<T>(bits[half][i]);
+            bits[half][i] = pack<T>(before.x + scale * sums[2 * half], before.y + scale * sums[2 * half + 1]);
         }
     }
 }
@@ -495,37 +493,39 @@ template <typename T> __device__ __forceinline__ void up(const Arguments &g) {
     u32 strips = 0, index = 0;
     for (u32 i = 0; i < g.count; i++) strips += quotient_up(g.members[i].outputs, STRIP);
     const u32 row = warp / strips * UP_ROWS + lane / 4;
-    if (row - lane / 4 >= g.rows) return;
     u32 strip = warp % strips;
     for (u32 own; strip >= (own = quotient_up(g.members[index].outputs, STRIP)); index++) strip -= own;
     const Member &member = g.members[index];
-    const u32 column = strip * STRIP + lane % 4 * 8, width = member.width();
-    const auto is_there = [&](u32 m, u32 piece) { return m < g.rows && column + piece / 2 * SPAN < member.outputs; };
-    const auto place = [&](u32 m, u32 piece) {
-        return at<uint4>(member.y, ((u64)m * member.outputs + column + piece / 2 * SPAN) / 8);
-    };
-    uint4 pieces[UP_TILES][PIECES];
-#pragma unroll
-    for (u32 i = 0; i < UP_TILES * PIECES; i++) {
-        const u32 piece = i % PIECES, m = row + i / PIECES * TILE + piece % 2 * 8;
-        pieces[i / PIECES][piece] = is_there(m, piece) ? load_changed(place(m, piece)) : make_uint4(0, 0, 0, 0);
-    }
-    u32 factors[2][4][2];
-    load_up<T>(member, strip, lane, factors);
+    const u32 column = strip * STRIP + lane % 4 * 8;
+    unsigned char *own = dynamic_shared() + threadIdx.x / WARP * RING_BYTES;
 #pragma unroll
     for (u32 tile = 0; tile < UP_TILES; tile++) {
-        u32 left[4];
+        copy_tile(shared_address(own) + tile * STAGE_BYTES + lane * 16, at<const T>(member.y, 0), member.outputs, g.rows,
+                  row + tile * TILE, column);
+        copy_commit();
+    }
+    u32 factors[2][4][2], left[UP_TILES][4];
+    load_up<T>(member, strip, lane, factors);
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            const u32 m = row + tile * TILE + i % 2 * 8, rank = i / 2 * RANKS + lane % 4 * 2;
-            left[i] = m < g.rows && rank < width ? *at<const u32>(member.h, ((u64)m * width + rank) / 2) : 0;
-        }
-        add_up<T>(pieces[tile], left, factors, member.scale);
+    for (u32 tile = 0; tile < UP_TILES; tile++) load_down<T>(member, row + tile * TILE, g.rows, lane, left[tile]);
 #pragma unroll
-        for (u32 piece = 0; piece < PIECES; piece++) {
-            const u32 m = row + tile * TILE + piece % 2 * 8;
-            if (is_there(m, piece)) *place(m, piece) = pieces[tile][piece];
+    for (u32 tile = 0; tile < UP_TILES; tile++) {
+        copy_wait<UP_TILES - 1>();
+        const uint4 *pieces = reinterpret_cast<const uint4 *>(own + tile * STAGE_BYTES) + lane;
+#pragma unroll
+        for (u32 span = 0; span < 2; span++) {
+            const uint4 low = pieces[2 * span * WARP], high = pieces[(2 * span + 1) * WARP];
+            u32 bits[2][4] = {{low.x, low.y, low.z, low.w}, {high.x, high.y, high.z, high.w}};
+            add_up<T>(bits, left[tile], factors[span], member.scale);
+#pragma unroll
+            for (u32 half = 0; half < 2; half++) {
+                const u32 m = row + tile * TILE + half * 8, n = column + span * SPAN;
+                if (m < g.rows && n < member.outputs)
+                    *at<uint4>(member.y, ((u64)m * member.outputs + n) / 8) =
+                        make_uint4(bits[half][0], bits[half][1], bits[half][2], bits[half][3]);
+            }
         }
+        copy_commit(); // nothing: the next one is waited for as this one was
     }
 }
 
