@@ -282,7 +282,6 @@ template <typename T, u32 BLOCKS> __device__ __forceinline__ void pull(const Arg
             copy(step + DEPTH);
         }
     }
-    copy_wait<0>();
     __syncthreads();
     add_other(sums, place, reinterpret_cast<float4 *>(factors));
     if (place.split != 0) return;
@@ -442,7 +441,6 @@ template <typename T, u32 BLOCKS> __device__ __forceinline__ void through(const 
             cursor.copy<T>(g, place, sources);
         }
     }
-    copy_wait<0>();
 }
 
 /// Tiles of a warp of `up`; all are under way before the first is used.
@@ -621,8 +619,6 @@ __device__ __forceinline__ void outer(const Arguments &g, u64 data, u32 width, u
         __syncwarp(); // all have read them
         copy(step + DEPTH);
     }
-    copy_wait<0>();
-    __syncwarp();
     static_assert(BLOCKS * RANKS * SUM_STRIDE * 4 <= DEPTH * STAGE, "a warp's sums fit where its tiles were");
     share_sums(sums, reinterpret_cast<float *>(own), lane);
 }
