@@ -66,6 +66,7 @@ __device__ __forceinline__ void begin() {}
 inline void copy_line(u32 to, const void *from, bool valid) { copy_16(to, from, valid); }
 inline void copy_last(u32 to, const void *from, bool valid) { copy_16(to, from, valid); }
 inline void store_last(void *to, uint4 bits) { *(uint4 *)to = bits; }
+inline uint4 load_kept(const void *from) { return *(const uint4 *)from; }
 
 #else
 
@@ -88,6 +89,13 @@ __device__ __forceinline__ void copy_last(u32 to, const void *from, bool valid) 
 __device__ __forceinline__ void store_last(void *to, uint4 bits) {
     asm volatile("st.global.L2::cache_hint.v4.u32 [%0], {%1, %2, %3, %4}, %5;"
                  :: "l"(__cvta_generic_to_global(to)), "r"(bits.x), "r"(bits.y), "r"(bits.z), "r"(bits.w), "l"(evict_first()) : "memory");
+}
+/// 16 bytes that others read as well.
+__device__ __forceinline__ uint4 load_kept(const void *from) {
+    uint4 bits;
+    asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w) : "l"(from));
+    return bits;
 }
 
 #endif
@@ -118,7 +126,7 @@ template <typename T> __device__ __forceinline__ u32 two_ranks(const T *row, u32
 
 /// A block of ranks of such a row.
 template <typename T> __device__ __forceinline__ uint4 eight_ranks(const T *row, u32 first, u32 rank) {
-    if (rank % RANKS == 0 && first < rank) return *reinterpret_cast<const uint4 *>(row + first);
+    if (rank % RANKS == 0 && first < rank) return load_kept(row + first);
     return make_uint4(two_ranks(row, first, rank), two_ranks(row, first + 2, rank), two_ranks(row, first + 4, rank),
                       two_ranks(row, first + 6, rank));
 }
@@ -174,33 +182,43 @@ struct Place {
     __device__ __forceinline__ u32 column(u32 strip) const { return strip * STRIP + lane % 4 * 8; }
 };
 
-/// A of all members for the columns `first..first + columns`: the register of a lane for each span and block.
+/// Calls `store(i, load(i))` for each i below `count` that is this warp's. Several loads come before what waits for them, as the
+/// compiler cannot know that no store changes what they read.
+template <u32 BATCH, typename L, typename S>
+__device__ __forceinline__ void fill(u32 count, const Place &place, L load, S store) {
+    for (u32 first = place.warp; first < count; first += BATCH * WARPS) {
+        decltype(load(0u)) loaded[BATCH];
+#pragma unroll
+        for (u32 i = 0; i < BATCH; i++)
+            if (first + i * WARPS < count) loaded[i] = load(first + i * WARPS);
+#pragma unroll
+        for (u32 i = 0; i < BATCH; i++)
+            if (first + i * WARPS < count) store(first + i * WARPS, loaded[i]);
+    }
+}
+
+/// A of all members for the columns `first..first + columns`: the registers of each lane for each span and block.
 template <typename T, u32 BLOCKS>
 __device__ __forceinline__ void stage_along(const Arguments &g, const Place &place, u32 first, u32 columns, uint4 *factors) {
-    const u32 count = quotient_up(columns, STRIP) * 2 * BLOCKS;
-#pragma unroll 4
-    for (u32 i = place.warp; i < count; i += WARPS) {
+    const auto load = [&](u32 i) {
         const Block block = block_of(g, i % BLOCKS);
         const u32 rank = block.first + place.lane / 4, k = first + i / BLOCKS * SPAN + place.lane % 4 * 8;
-        uint4 bits = make_uint4(0, 0, 0, 0);
-        if (block.member < g.count && rank < g.members[block.member].rank && k < g.inputs)
-            bits = *at<const uint4>(g.members[block.member].a, ((u64)rank * g.inputs + k) / 8);
-        factors[i * WARP + place.lane] = bits;
-    }
+        const bool is_there = block.member < g.count && rank < g.members[block.member].rank && k < g.inputs;
+        return is_there ? load_kept(at<const T>(g.members[block.member].a, (u64)rank * g.inputs + k)) : make_uint4(0, 0, 0, 0);
+    };
+    fill<8>(quotient_up(columns, STRIP) * 2 * BLOCKS, place, load, [&](u32 i, uint4 bits) { factors[i * WARP + place.lane] = bits; });
 }
 
 /// B of a member, likewise; rows of eight ranks in the order in which four matrices are loaded and turned.
 template <typename T, u32 BLOCKS>
 __device__ __forceinline__ void stage_turned(const Member &member, const Place &place, u32 first, u32 columns, uint4 *factors) {
-    const u32 count = quotient_up(columns, STRIP) * 2 * BLOCKS, matrix = place.lane / 8, line = place.lane % 8;
-#pragma unroll 4
-    for (u32 i = place.warp; i < count; i += WARPS) {
+    const u32 matrix = place.lane / 8, line = place.lane % 8;
+    const auto load = [&](u32 i) {
         const u32 n = first + i / BLOCKS * SPAN + line / 2 * 8 + 2 * matrix + line % 2;
-        uint4 bits = make_uint4(0, 0, 0, 0);
-        if (n < member.outputs)
-            bits = eight_ranks(at<const T>(member.b, (u64)n * member.rank), i % BLOCKS * RANKS, member.rank);
-        factors[i * WARP + place.lane] = bits;
-    }
+        if (n >= member.outputs) return make_uint4(0, 0, 0, 0);
+        return eight_ranks(at<const T>(member.b, (u64)n * member.rank), i % BLOCKS * RANKS, member.rank);
+    };
+    fill<4>(quotient_up(columns, STRIP) * 2 * BLOCKS, place, load, [&](u32 i, uint4 bits) { factors[i * WARP + place.lane] = bits; });
 }
 
 /// sums += tile · factor, for the strip whose factors are given.
@@ -314,31 +332,37 @@ struct Cursor {
     }
 };
 
+/// Eight columns of two rows.
+struct TwoRows {
+    uint4 first, second;
+};
+
 /// A of all members as the right factors of products along the ranks: for each span and pair of blocks, two registers for each
 /// lane and eight columns. `blocks`: of each member.
 template <typename T>
 __device__ __forceinline__ void stage_ranks(const Arguments &g, const Place &place, u32 blocks, u32 pairs, u32 first, u32 columns,
                                             u32 *factors) {
-    const u32 count = quotient_up(columns, STRIP) * 2 * pairs;
     const u32 half = place.lane / 16, two = place.lane / 4 % 4, piece = place.lane % 4;
-#pragma unroll 2
-    for (u32 i = place.warp; i < count; i += WARPS) {
+    const auto load = [&](u32 i) {
         const u32 block = i % pairs * 2 + half, member = block / blocks, k = first + i / pairs * SPAN + piece * 8;
-        uint4 bits[2] = {make_uint4(0, 0, 0, 0), make_uint4(0, 0, 0, 0)};
-#pragma unroll
-        for (u32 next = 0; next < 2; next++) {
-            const u32 rank = block % blocks * RANKS + 2 * two + next;
-            if (member < g.count && rank < g.members[member].rank && k < g.inputs)
-                bits[next] = *at<const uint4>(g.members[member].a, ((u64)rank * g.inputs + k) / 8);
-        }
-        const u32 low[4] = {bits[0].x, bits[0].y, bits[0].z, bits[0].w}, high[4] = {bits[1].x, bits[1].y, bits[1].z, bits[1].w};
+        const u32 rank = block % blocks * RANKS + 2 * two;
+        TwoRows rows = {make_uint4(0, 0, 0, 0), make_uint4(0, 0, 0, 0)};
+        if (member >= g.count || k >= g.inputs) return rows;
+        const T *from = at<const T>(g.members[member].a, (u64)rank * g.inputs + k);
+        if (rank < g.members[member].rank) rows.first = load_kept(from);
+        if (rank + 1 < g.members[member].rank) rows.second = load_kept(from + g.inputs);
+        return rows;
+    };
+    fill<4>(quotient_up(columns, STRIP) * 2 * pairs, place, load, [&](u32 i, const TwoRows &rows) {
+        const u32 low[4] = {rows.first.x, rows.first.y, rows.first.z, rows.first.w};
+        const u32 high[4] = {rows.second.x, rows.second.y, rows.second.z, rows.second.w};
 #pragma unroll
         for (u32 tile = 0; tile < 4; tile++) {
             u32 *to = factors + ((i * 2 + tile / 2) * WARP + piece * 8 + two) * 4 + tile % 2 * 2 + half;
             to[0] = lower(low[tile], high[tile]);
             to[16] = upper(low[tile], high[tile]);
         }
-    }
+    });
 }
 
 /// Adds Σ scale g A to a tile of dx.
