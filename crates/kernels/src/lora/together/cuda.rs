@@ -1,4 +1,5 @@
-//! NVIDIA GPUs: adapters of low rank over many rows, with tensor cores, `lora/cuda/together.cuh`.
+//! NVIDIA GPUs: adapters of low rank over many rows, with tensor cores, `lora/cuda/together.cuh` and
+//! `together_back.cuh`.
 //!
 //! M: rows, K: inputs, N: a product's outputs, r: an adapter's rank. A block is eight ranks.
 

@@ -108,7 +108,7 @@ fn gradients_of_the_matrices_do_not_depend_on_whether_that_of_the_input_is_asked
     for (rig, dtype) in rigs().into_iter().flat_map(|rig| [(rig.clone(), DType::F32), (rig, DType::BF16)]) {
         let on_rig = |input: &Tensor| input.to_dtype(dtype).unwrap().to_device(rig.device()).unwrap();
         let inputs: Vec<_> = inputs(SHAPE).iter().map(on_rig).collect();
-        let sums = |dx: Option<&Tensor>| {
+        let sums = |dx: Option<&Tensor>| -> Result<Vec<_>> {
             let (x, adapters) = (&inputs[0], adapters(&inputs));
             let projections = lora_down_together(x, &adapters.iter().collect::<Vec<_>>())?;
             let zeros = |like: &Tensor| Tensor::zeros(like.shape(), DType::F32, like.device());
@@ -118,7 +118,7 @@ fn gradients_of_the_matrices_do_not_depend_on_whether_that_of_the_input_is_asked
             let members: Vec<_> =
                 triples.map(|((adapter, (da, db)), of)| LoraMember { adapter, dy: &of[2], da, db }).collect();
             lora_backward_together(x, &projections, &members, dx)?;
-            Ok(sums.iter().flat_map(|(da, db)| [bits(da), bits(db)]).collect::<Vec<_>>())
+            Ok(sums.iter().flat_map(|(da, db)| [bits(da), bits(db)]).collect())
         };
         let both = rig.with(|| Result::Ok((sums(Some(&inputs[0].zeros_like()?))?, sums(None)?)));
         let (with, without) = both.unwrap();
