@@ -242,7 +242,7 @@ impl<'a> Call<'a> {
         let factors = self.adapters.iter().flat_map(|of| [Argument::Read(&of.a), Argument::Read(&of.b)]);
         let given = [self.x, self.dx, self.h, self.g, self.sums].into_iter().chain(factors);
         let given: Vec<_> = given.chain(self.products).collect();
-        with_addresses(self.device, "adapters together", &given, |addresses| {
+        with_addresses(self.device, "lora_together", &given, |addresses| {
             let (&[x, dx, h, g, sums], rest) = addresses.split_first_chunk::<5>().expect("five come first");
             let (factors, products) = rest.split_at(2 * self.adapters.len());
             let arguments = Arguments {
