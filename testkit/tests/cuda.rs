@@ -13,6 +13,11 @@ fn a_layer_of_few_rows_with_adapters_matches_its_definition() {
     run("few_rows_test.cpp", "lora");
 }
 
+#[test]
+fn adapters_of_one_input_match_their_definition() {
+    run("together_test.cpp", "lora");
+}
+
 /// Compiles a program of `testkit/cuda` with the kernels of an op, and runs it.
 fn run(program: &str, op: &str) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -286,6 +286,11 @@ pub(crate) fn is_hopper(device: &CudaDevice) -> Result<bool> {
     Ok(number(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? >= 9)
 }
 
+/// Shared memory that a block can ask for.
+pub(crate) fn most_shared_bytes(device: &CudaDevice) -> Result<usize> {
+    number(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
+}
+
 fn number(device: &CudaDevice, attribute: CUdevice_attribute) -> Result<usize> {
     Ok(device.cuda_stream().context().attribute(attribute).w()? as usize)
 }

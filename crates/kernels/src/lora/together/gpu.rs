@@ -114,15 +114,7 @@ pub(super) fn backward(
     let dx = dx.map(|dx| dx.reshape(x.shape())).transpose()?;
     let inputs: Vec<_> = [&x].into_iter().chain(gradients.iter().copied()).chain(&dx).collect();
     let ranks: usize = members.iter().map(|member| member.adapter.rank()).sum();
-    let fits = members.iter().zip(&gradients).all(|(LoraMember { adapter, da, db, .. }, dy)| {
-        let changeable = [da, db].iter().all(|sum| sum.is_contiguous() && !sum.track_op());
-        changeable
-            && adapter.a.dims() == [adapter.rank(), x.dims()[1]]
-            && adapter.b.dims() == [adapter.outputs(), adapter.rank()]
-            && dy.dims() == [x.dims()[0], adapter.outputs()]
-            && da.dims() == adapter.a.dims()
-            && db.dims() == adapter.b.dims()
-    });
+    let fits = members.iter().zip(&gradients).all(|(member, dy)| fits(member, &x, dy));
     if !fits
         || !is_for(&inputs, &a, 0)
         || !is_for(&inputs, &b, 1)
@@ -138,6 +130,17 @@ pub(super) fn backward(
     }
     outers(&x, &gradients, &through, projected, members)?;
     Ok(true)
+}
+
+/// Whether a member's tensors have the shapes that belong to `x [M, K]` and `dy [M, N]`, and its sums can be changed.
+pub(super) fn fits(member: &LoraMember<'_>, x: &Tensor, dy: &Tensor) -> bool {
+    let LoraMember { adapter, da, db, .. } = member;
+    [da, db].iter().all(|sum| sum.is_contiguous() && !sum.track_op() && sum.dtype() == DType::F32)
+        && adapter.a.dims() == [adapter.rank(), x.dims()[1]]
+        && adapter.b.dims() == [adapter.outputs(), adapter.rank()]
+        && dy.dims() == [x.dims()[0], adapter.outputs()]
+        && da.dims() == adapter.a.dims()
+        && db.dims() == adapter.b.dims()
 }
 
 /// Adds the gradients of all matrices.
@@ -167,10 +170,6 @@ fn outers(
     let elements: usize = outputs.iter().zip(&ranks).map(|(outputs, rank)| rank * (inputs + outputs)).sum();
     // SAFETY: the kernel writes every column of every rank of every part.
     let sums = unsafe { Fresh::uninitialized(parts * elements, DType::F32, device)? };
-    let number = |size: usize| Argument::U32(size as u32);
-    let mut sizes = [[number(0); MEMBERS]; 2];
-    outputs.iter().zip(&mut sizes[0]).for_each(|(&size, place)| *place = number(size));
-    ranks.iter().zip(&mut sizes[1]).for_each(|(&size, place)| *place = number(size));
     let multiplied = Launch {
         kernel: &OUTERS,
         variant,
@@ -180,16 +179,27 @@ fn outers(
             [Argument::Read(through), Argument::Read(projected), Argument::Read(x)].as_slice(),
             &padded(gradients).map(Argument::Read),
             &[Argument::Write(&sums), Argument::U32(u32::try_from(count)?), number(inputs)],
-            &sizes.concat(),
+            &sizes_of(&outputs, &ranks),
             &[number(part_rows), number(parts)],
         ]
         .concat(),
     };
     // SAFETY: as `lora_outers` in kernels.gpu asks: the projections and what goes through lie one behind the other.
     unsafe { launch(device, &multiplied)? };
-    let sums = sums.into_tensor();
+    sum_outers(&sums.into_tensor(), parts, inputs, &outputs, members)
+}
+
+/// Adds `parts` sums of each gradient to it: those of the first A `[parts, r, K]`, of its B `[parts, r, N]`, of the next...
+pub(super) fn sum_outers(
+    sums: &Tensor,
+    parts: usize,
+    inputs: usize,
+    outputs: &[usize],
+    members: &[LoraMember<'_>],
+) -> Result<()> {
+    let ranks: Vec<_> = members.iter().map(|member| member.adapter.rank()).collect();
     // Who is not there is not reached; something stands in its place.
-    let mut changed = [Argument::Update(&sums); 2 * MEMBERS];
+    let mut changed = [Argument::Update(sums); 2 * MEMBERS];
     let mut scales = [Argument::F32(0.0); MEMBERS];
     for (number, member) in members.iter().enumerate() {
         changed[2 * number] = Argument::Update(member.da);
@@ -204,17 +214,29 @@ fn outers(
         groups: [largest.div_ceil(32), 2 * members.len(), 1],
         threads: 32 * SUM_WARPS,
         arguments: &[
-            [Argument::Read(&sums)].as_slice(),
+            [Argument::Read(sums)].as_slice(),
             &changed,
             &[number(parts), number(inputs)],
-            &sizes.concat(),
+            &sizes_of(outputs, &ranks),
             &scales,
         ]
         .concat(),
     };
     // SAFETY: as `lora_sum_outers` in kernels.gpu asks: the sums lie as `lora_outers` wrote them, the gradients have the shapes
     // of the matrices.
-    unsafe { launch(device, &summed) }
+    unsafe { launch(sums.device(), &summed) }
+}
+
+fn number(size: usize) -> Argument<'static> {
+    Argument::U32(size as u32)
+}
+
+/// Outputs of all members, then their ranks; 0 for who is not there.
+fn sizes_of(outputs: &[usize], ranks: &[usize]) -> Vec<Argument<'static>> {
+    let padded = |sizes: &[usize]| {
+        std::array::from_fn::<_, MEMBERS, _>(|i| sizes.get(i).copied().map_or(number(0), number))
+    };
+    [padded(outputs), padded(ranks)].concat()
 }
 
 /// Vectors where every row of every tensor allows them.

@@ -2,6 +2,8 @@
 //!
 //! M: rows, K: inputs, N: a product's outputs, r: an adapter's rank.
 
+#[cfg(feature = "cuda")]
+mod cuda;
 mod gpu;
 
 use candle_core::{Result, Tensor, bail};
@@ -37,12 +39,24 @@ pub struct LoraProjections {
     each: Vec<Tensor>,
     /// All of them, one behind the other, where they were made at once.
     all: Option<Tensor>,
+    /// The same for tensor cores: each in rows of whole blocks of eight ranks, zeros behind the last.
+    #[cfg(feature = "cuda")]
+    blocks: Option<Tensor>,
 }
 
 impl LoraProjections {
     /// Those of the adapters, in their order.
     pub fn each(&self) -> &[Tensor] {
         &self.each
+    }
+
+    fn of_each(each: Vec<Tensor>) -> Self {
+        Self {
+            each,
+            all: None,
+            #[cfg(feature = "cuda")]
+            blocks: None,
+        }
     }
 
     /// Views of what lies one behind the other, each `[M, r]`.
@@ -53,7 +67,7 @@ impl LoraProjections {
             first += rows * rank;
             all.narrow(0, first - rows * rank, rows * rank)?.reshape((rows, rank))
         };
-        Ok(Self { each: sizes.map(place).collect::<Result<_>>()?, all: Some(all.clone()) })
+        Ok(Self { all: Some(all.clone()), ..Self::of_each(sizes.map(place).collect::<Result<_>>()?) })
     }
 }
 
@@ -67,12 +81,16 @@ pub fn lora_down_together(x: &Tensor, adapters: &[&LoraAdapter]) -> Result<LoraP
     }
     let factors: Vec<_> = adapters.iter().map(|adapter| &adapter.a).collect();
     let flat = rows(x)?;
+    #[cfg(feature = "cuda")]
+    if let Some(projections) = cuda::down(&flat, adapters)? {
+        return Ok(projections);
+    }
     let inputs = vec![&flat; factors.len()];
     if runs_kernels(x.device()) && gpu::is_for(&inputs, &factors, 0) {
         return gpu::pull(&inputs, &factors, false);
     }
     let each = adapters.iter().map(|adapter| lora_down(x, adapter)).collect::<Result<_>>()?;
-    Ok(LoraProjections { each, all: None })
+    Ok(LoraProjections::of_each(each))
 }
 
 /// [`lora_up_in_place`] of each adapter into a product of its own.
@@ -89,6 +107,10 @@ pub fn lora_up_together(
         })
     });
     check_counts("lora_up_together", projections, products.len(), adapters.len())?;
+    #[cfg(feature = "cuda")]
+    if cuda::up(projections, products, adapters)? {
+        return Ok(());
+    }
     for ((projected, y), adapter) in projections.each.iter().zip(products).zip(adapters) {
         let fits =
             y.dims() == [projected.dim(0)?, adapter.outputs()] && projected.dim(1)? == adapter.b.dim(1)?;
@@ -119,6 +141,10 @@ pub fn lora_backward_together(
         })
     });
     check_counts("lora_backward_together", projections, members.len(), members.len())?;
+    #[cfg(feature = "cuda")]
+    if cuda::backward(x, projections, members, dx)? {
+        return Ok(());
+    }
     if let Some(all) = &projections.all
         && gpu::backward(x, all, members, dx)?
     {

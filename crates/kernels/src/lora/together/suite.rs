@@ -5,8 +5,8 @@ use metal_candle_testkit::tolerance::Gate;
 
 use super::{super::reference, *};
 use crate::testing::{
-    random,
-    suite::{Case, Gradients, check},
+    bits, random,
+    suite::{Case, Gradients, check_where, one_mode_per_type, rigs},
 };
 
 const GATES: [Gate; 2] = [Gate::Lora, Gate::LoraBackward];
@@ -14,15 +14,23 @@ const GATES: [Gate; 2] = [Gate::Lora, Gate::LoraBackward];
 /// M, K, and N and r of each adapter.
 type Shape = (usize, usize, &'static [(usize, usize)]);
 
-/// Sizes that fill tiles and do not, more and higher ranks than the kernels are for.
-const SHAPES: [Shape; 6] = [
+/// Sizes that fill tiles and do not, more and higher ranks than the kernels are for; then rows enough for tensor cores.
+const SHAPES: [Shape; 11] = [
     (1, 5, &[(3, 1)]),
     (9, 40, &[(64, 8), (16, 8)]),
     (37, 300, &[(24, 16), (8, 3), (40, 8)]),
     (130, 33, &[(70, 5), (300, 16)]),
     (21, 64, &[(48, 8), (48, 20)]),
     (6, 16, &[(8, 8), (8, 8), (8, 8), (8, 8)]),
+    (150, 896, &[(896, 8), (128, 8)]),
+    (137, 136, &[(128, 16), (72, 4), (40, 5)]),
+    (130, 1096, &[(24, 16), (2056, 12)]),
+    (128, 64, &[(128, 4)]),
+    (1100, 64, &[(64, 16), (16, 16), (8, 8)]),
 ];
+
+/// Rows enough for tensor cores, and much work for the emulator.
+const MANY_ROWS: usize = 128;
 
 /// x, then A, B and the product of each adapter.
 fn inputs((rows, inputs, adapters): (usize, usize, &[(usize, usize)])) -> Vec<Tensor> {
@@ -50,7 +58,7 @@ fn adapters(inputs: &[Tensor]) -> Vec<LoraAdapter> {
 #[test]
 fn adapters_of_one_input_match_the_definition() {
     for shape in SHAPES {
-        check(&Case {
+        let case = Case {
             op: "lora_together",
             name: format!("{shape:?}"),
             gates: GATES,
@@ -93,7 +101,33 @@ fn adapters_of_one_input_match_the_definition() {
                     .map(|(number, of)| &of[2] + reference::delta(&inputs[0], &of[0], &of[1], scale(number))?)
                     .collect()
             },
-        });
+        };
+        check_where(&case, |rig, dtype| shape.0 < MANY_ROWS || one_mode_per_type(rig, dtype));
+    }
+}
+
+#[test]
+fn gradients_of_the_matrices_do_not_depend_on_whether_that_of_the_input_is_asked_for() {
+    const SHAPE: Shape = (150, 72, &[(64, 8), (16, 4)]);
+    for (rig, dtype) in rigs().into_iter().flat_map(|rig| [(rig.clone(), DType::F32), (rig, DType::BF16)]) {
+        let on_rig = |input: &Tensor| input.to_dtype(dtype).unwrap().to_device(rig.device()).unwrap();
+        let inputs: Vec<_> = inputs(SHAPE).iter().map(on_rig).collect();
+        let sums = |dx: Option<&Tensor>| -> Result<Vec<_>> {
+            let (x, adapters) = (&inputs[0], adapters(&inputs));
+            let projections = lora_down_together(x, &adapters.iter().collect::<Vec<_>>())?;
+            let zeros = |like: &Tensor| Tensor::zeros(like.shape(), DType::F32, like.device());
+            let sums = adapters.iter().map(|adapter| Ok((zeros(&adapter.a)?, zeros(&adapter.b)?)));
+            let sums = sums.collect::<Result<Vec<_>>>()?;
+            let triples = adapters.iter().zip(&sums).zip(inputs[1..].chunks_exact(3));
+            let members: Vec<_> =
+                triples.map(|((adapter, (da, db)), of)| LoraMember { adapter, dy: &of[2], da, db }).collect();
+            lora_backward_together(x, &projections, &members, dx)?;
+            Ok(sums.iter().flat_map(|(da, db)| [bits(da), bits(db)]).collect())
+        };
+        let both = rig.with(|| Result::Ok((sums(Some(&inputs[0].zeros_like()?))?, sums(None)?)));
+        let (with, without) = both.unwrap();
+        assert!(with == without, "{dtype:?} on {rig}");
+        assert!(with.iter().all(|sum| sum.iter().any(|&bits| bits != 0)), "{dtype:?} on {rig}");
     }
 }
 
