@@ -122,6 +122,14 @@ def training_programs(device, case, slow):
     return programs
 
 
+def names(device, cases):
+    """Of all programs that are measured on a device."""
+    programs = inference_programs(device, slow=True) + (OP_PROGRAMS if device == "cpu" else [])
+    for case in cases:
+        programs += training_programs(device, case, slow=True)
+    return list(dict.fromkeys(program.name for program in programs))
+
+
 OP_PROGRAMS = [
     Program("metal-candle"),
     Program("PyTorch f32", "PyTorch", "torch_ops.py", beside="metal-candle"),

@@ -1,4 +1,6 @@
 """`python3 -m unittest discover -s benches/peers`: what needs no peer."""
+import contextlib
+import io
 import json
 import pathlib
 import tempfile
@@ -93,6 +95,14 @@ class Arguments(unittest.TestCase):
         for wrong in ("PyTorch", "PyTorch="):
             with self.assertRaises(Exception):
                 suite.named_path(wrong)
+
+    def test_an_unknown_program_to_leave_out_is_refused_with_the_known_ones(self):
+        for device, name in (("cpu", "PyTorch compiled bf16"), ("cuda", "mlx-lm bf16"), ("cpu", "MLX f32")):
+            self.assertEqual(suite.arguments(["--device", device, "--without", name]).without, [name])
+        said = io.StringIO()
+        with self.assertRaises(SystemExit), contextlib.redirect_stderr(said):
+            suite.arguments(["--device", "cuda", "--without", "PyTorch compiled"])
+        self.assertRegex(said.getvalue(), "unknown: PyTorch compiled; known: llama.cpp bf16, PyTorch bf16, PyTorch compiled bf16")
 
     def test_an_unknown_peer_is_named(self):
         with self.assertRaisesRegex(SystemExit, "torch"):
