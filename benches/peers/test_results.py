@@ -44,6 +44,14 @@ class Comparing(unittest.TestCase):
                 for program in programs:
                     self.assertEqual(program.beside in ours, program.peer is not None, program.name)
 
+    def test_ours_are_measured_side_by_side_and_on_a_gpu_first(self):
+        def names(device):
+            return [program.name for program in comparisons.inference_programs(device, slow=True)]
+
+        self.assertEqual(names("cuda")[0], "metal-candle bf16")
+        self.assertEqual(names("cuda")[-1], "PyTorch compiled bf16")
+        self.assertEqual(names("cpu").index("metal-candle f32"), names("cpu").index("metal-candle bf16") + 1)
+
     def test_a_bar_is_of_how_many_times_better_ours_is(self):
         def said(pairs, better):
             return results.verdict({"bar": 2.0, "better": better, "pairs": pairs})
@@ -102,7 +110,7 @@ class Arguments(unittest.TestCase):
         said = io.StringIO()
         with self.assertRaises(SystemExit), contextlib.redirect_stderr(said):
             suite.arguments(["--device", "cuda", "--without", "PyTorch compiled"])
-        self.assertRegex(said.getvalue(), "unknown: PyTorch compiled; known: llama.cpp bf16, PyTorch bf16, PyTorch compiled bf16")
+        self.assertRegex(said.getvalue(), "unknown: PyTorch compiled; known: metal-candle bf16, llama.cpp bf16, PyTorch bf16, MLX bf16")
 
     def test_an_unknown_peer_is_named(self):
         with self.assertRaisesRegex(SystemExit, "torch"):
