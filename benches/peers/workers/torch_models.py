@@ -26,7 +26,7 @@ def main():
             training.step()
         protocol.serve(training.measure, version=versions)
         return
-    # Tensors of inference mode have no versions, which compiled calls with CUDA graphs follow.
+    # Compiled calls that are replayed as CUDA graphs have been seen to work without gradients, not in inference mode.
     with torch.no_grad() if COMPILED else torch.inference_mode():
         inference = Compiled() if COMPILED else Eager()
         inference.warm_up()
