@@ -78,26 +78,25 @@ class Program:
 
 
 def inference_programs(device, slow):
-    """In an order in which ours stand side by side: they are compared with each other, too."""
+    """Ours first, and on a CPU both of ours side by side: they are compared with each other, too. What compiles comes last, so that
+    the others are measured when time is short."""
     programs = []
     for dtype in ["bf16", "f32"] if device == "cpu" else ["bf16"]:
-        ours = f"metal-candle {dtype}"
-        if dtype == "f32":
-            programs.append(Program(ours, job={"dtype": dtype}))
+        ours = Program(f"metal-candle {dtype}", job={"dtype": dtype})
+        peers = []
 
         def add(name, peer, worker, mode="eager"):
-            programs.append(Program(f"{name} {dtype}", peer, worker, {"dtype": dtype, "mode": mode}, beside=ours))
+            peers.append(Program(f"{name} {dtype}", peer, worker, {"dtype": dtype, "mode": mode}, beside=ours.name))
 
         add("llama.cpp", "llama.cpp", "llama.py")
         add("PyTorch", "PyTorch", "torch_models.py")
-        if device == "cuda" or slow:
-            add("PyTorch compiled", "PyTorch", "torch_models.py", "compiled")
         # On a CPU both have no product of bf16 matrices to speak of.
         if device != "cpu" or dtype == "f32" or slow:
             add("MLX", "MLX", "mlx_models.py")
             add("candle", "candle", "plain-candle")
-        if dtype == "bf16":
-            programs.append(Program(ours, job={"dtype": dtype}))
+        if device == "cuda" or slow:
+            add("PyTorch compiled", "PyTorch", "torch_models.py", "compiled")
+        programs += [*peers, ours] if device == "cpu" and dtype == "bf16" else [ours, *peers]
     return programs
 
 
@@ -120,6 +119,14 @@ def training_programs(device, case, slow):
     if case in ("1x512", "4x512", "8x512"):
         add("candle", "candle", "plain-candle", needs_gb=15)
     return programs
+
+
+def names(device, cases):
+    """Of all programs that are measured on a device."""
+    programs = inference_programs(device, slow=True) + (OP_PROGRAMS if device == "cpu" else [])
+    for case in cases:
+        programs += training_programs(device, case, slow=True)
+    return list(dict.fromkeys(program.name for program in programs))
 
 
 OP_PROGRAMS = [

@@ -41,7 +41,7 @@ def main():
     Suite(options, places).run()
 
 
-def arguments():
+def arguments(words=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda", "metal"], default="cpu")
     parser.add_argument("--only", type=listed(PARTS), default=PARTS, metavar="PARTS", help=f"some of {','.join(PARTS)}")
@@ -67,9 +67,12 @@ def arguments():
     parser.add_argument("--peers-dir", type=pathlib.Path, default=environments.default_folder())
     parser.add_argument("--install-peers", nargs="*", choices=environments.PEERS, metavar="PEER", help="make the environments of these, or of all")
     parser.add_argument("--python", type=named_path, action="append", default=[], metavar="PEER=PATH", help="use this Python for a peer (of candle: its program); with --install-peers, also in later runs")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     options.python = dict(options.python)
     options.cases = options.cases.split(",") if options.cases else comparisons.TRAIN_CASES[options.device]
+    known = comparisons.names(options.device, options.cases)
+    if unknown := [name for name in options.without if name not in known]:
+        parser.error(f"--without: unknown: {', '.join(unknown)}; known: {', '.join(known)}")
     if options.append and not options.json:
         parser.error("--append needs --json FILE")
     return options

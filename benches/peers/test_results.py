@@ -1,4 +1,6 @@
 """`python3 -m unittest discover -s benches/peers`: what needs no peer."""
+import contextlib
+import io
 import json
 import pathlib
 import tempfile
@@ -41,6 +43,14 @@ class Comparing(unittest.TestCase):
                 ours = {program.name for program in programs if program.peer is None}
                 for program in programs:
                     self.assertEqual(program.beside in ours, program.peer is not None, program.name)
+
+    def test_ours_are_measured_side_by_side_and_on_a_gpu_first(self):
+        def names(device):
+            return [program.name for program in comparisons.inference_programs(device, slow=True)]
+
+        self.assertEqual(names("cuda")[0], "metal-candle bf16")
+        self.assertEqual(names("cuda")[-1], "PyTorch compiled bf16")
+        self.assertEqual(names("cpu").index("metal-candle f32"), names("cpu").index("metal-candle bf16") + 1)
 
     def test_a_bar_is_of_how_many_times_better_ours_is(self):
         def said(pairs, better):
@@ -93,6 +103,14 @@ class Arguments(unittest.TestCase):
         for wrong in ("PyTorch", "PyTorch="):
             with self.assertRaises(Exception):
                 suite.named_path(wrong)
+
+    def test_an_unknown_program_to_leave_out_is_refused_with_the_known_ones(self):
+        for device, name in (("cpu", "PyTorch compiled bf16"), ("cuda", "mlx-lm bf16"), ("cpu", "MLX f32")):
+            self.assertEqual(suite.arguments(["--device", device, "--without", name]).without, [name])
+        said = io.StringIO()
+        with self.assertRaises(SystemExit), contextlib.redirect_stderr(said):
+            suite.arguments(["--device", "cuda", "--without", "PyTorch compiled"])
+        self.assertRegex(said.getvalue(), "unknown: PyTorch compiled; known: metal-candle bf16, llama.cpp bf16, PyTorch bf16, MLX bf16")
 
     def test_an_unknown_peer_is_named(self):
         with self.assertRaisesRegex(SystemExit, "torch"):

@@ -61,13 +61,9 @@ class Runner:
         self.vocabulary = config["vocab_size"]
 
     def measure(self, _):
-        result = {}
-        if self.job["prompt"]:
-            result["prefill"] = self.job["prompt"] / protocol.repeated(self.job, self.prefill)
         if self.job["tokens"]:
             self.decode()
-            result["decode"] = self.job["tokens"] / protocol.repeated(self.job, self.decode)
-        return result
+        return protocol.speeds(self.job, self.prefill, self.decode)
 
     def prefill(self):
         self.forget()

@@ -26,7 +26,8 @@ def main():
             training.step()
         protocol.serve(training.measure, version=versions)
         return
-    with torch.inference_mode():
+    # Compiled calls that are replayed as CUDA graphs have been seen to work without gradients, not in inference mode.
+    with torch.no_grad() if COMPILED else torch.inference_mode():
         inference = Compiled() if COMPILED else Eager()
         inference.warm_up()
         protocol.serve(inference.measure, version=versions)
@@ -80,12 +81,18 @@ class Compiled(Eager):
         self.caches = {count: self.cache(count) for count in {JOB["prompt"], JOB["tokens"]} if count}
 
     def warm_up(self):
-        # A filled cache is compiled for once more.
-        super().warm_up()
-        super().warm_up()
+        # Compiles; a CUDA graph is recorded by the second call and replayed from the third.
+        for _ in range(3):
+            super().warm_up()
 
     def cache(self, count):
-        return transformers.StaticCache(config=self.model.config, max_cache_len=count)
+        """Made before anything is compiled. A cache that a compiled call makes is compiled for once more when it is there, and
+        belongs to that call's CUDA graph, whose next replay overwrites it."""
+        config = self.model.config
+        cache = transformers.StaticCache(config=config, max_cache_len=count)
+        width = config.hidden_size // config.num_attention_heads
+        cache.early_initialization(1, config.num_key_value_heads, width, DTYPE, torch.device(DEVICE))
+        return cache
 
     def run(self, tokens, positions, cache):
         if DEVICE == "cuda":
@@ -99,7 +106,8 @@ class Compiled(Eager):
         self.run(self.prompt, positions, cache).item()
 
     def decode(self):
-        cache, token = self.caches[JOB["tokens"]], self.prompt[:, :1]
+        # Not a slice: its strides are others than those of what follows, for which all would be compiled again.
+        cache, token = self.caches[JOB["tokens"]], ids(1, 1)
         cache.reset()
         positions, start = torch.zeros((1, 1), dtype=torch.long, device=DEVICE), time.perf_counter()
         for _ in range(JOB["tokens"]):
@@ -126,7 +134,7 @@ class Training:
     def measure(self, _):
         # Between measurements the memory is given back, for what others measure on the same device.
         if DEVICE == "cuda":
-            self.step()
+            protocol.settle(JOB, self.step)
             torch.cuda.reset_peak_memory_stats()
         seconds = protocol.repeated(JOB, self.step)
         result = {"train": JOB["batch"] * JOB["seq"] / seconds, "ms": 1e3 * seconds, **memory()}

@@ -39,7 +39,7 @@ class Training:
     def measure(self, _):
         # Between measurements the memory is given back, for what others measure on the same device.
         if DEVICE == "cuda":
-            self.step()
+            protocol.settle(JOB, self.step)
             torch.cuda.reset_peak_memory_stats()
         seconds = protocol.repeated(JOB, self.step)
         result = {"train": JOB["batch"] * JOB["seq"] / seconds, "ms": 1e3 * seconds}
