@@ -1,69 +1,34 @@
-//! New keys and values into the cache: one call for both, which on the CPU is two copies and nothing else.
+//! New keys and values into the cache.
 
 use std::ops::Range;
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{Result, Tensor};
 
 use super::KvChunk;
-use crate::{
-    device::runs_kernels,
-    trace::{self, Work},
-    view::{View, update},
-};
+use crate::trace;
 
 impl KvChunk {
     /// Writes `rows` of `keys` and `values`, both `[rows, G, D]`, to the positions of the chunk from `first` on. The chunk
     /// shares no memory with them.
     pub fn write(&self, first: usize, keys: &Tensor, values: &Tensor, rows: Range<usize>) -> Result<()> {
-        let _op = trace::op("cache_write", keys.device(), || work(keys, &rows));
-        for (name, to, from) in [("keys", &self.keys, keys), ("values", &self.values, values)] {
-            check(name, first, to, from, &rows)?;
-        }
-        if runs_kernels(keys.device()) || keys.dtype() != DType::F32 {
-            let part = |from: &Tensor| from.narrow(0, rows.start, rows.len())?.contiguous();
-            trace::launched(2);
-            self.keys.slice_set(&part(keys)?, 0, first)?;
-            return self.values.slice_set(&part(values)?, 0, first);
-        }
-        copy(first, &self.keys, keys, &rows)?;
-        copy(first, &self.values, values, &rows)
+        trace::launched(2);
+        write(&self.keys, first, keys, &rows)?;
+        write(&self.values, first, values, &rows)
     }
 }
 
-fn work(keys: &Tensor, rows: &Range<usize>) -> Work {
-    let row: usize = keys.dims()[1..].iter().product();
-    Work::default().and((4 * rows.len() * row * keys.dtype().size_in_bytes()) as u64, 0)
-}
-
-fn check(name: &str, first: usize, to: &Tensor, from: &Tensor, rows: &Range<usize>) -> Result<()> {
-    let (&[length, groups, head_dim], &[count, ..]) = (to.dims(), from.dims()) else {
-        bail!("cache_write: the chunk has {name} {:?}, expected [chunk, G, D]", to.dims());
-    };
-    if from.dims()[1..] != [groups, head_dim] || from.dtype() != to.dtype() {
-        let (found, expected) = ((from.dims(), from.dtype()), (to.dims(), to.dtype()));
-        bail!("cache_write: `{name}` is {found:?}, which does not fit the chunk's {expected:?}");
+/// Without a view where all rows are written: to make one takes as long as to copy a row.
+fn write(to: &Tensor, first: usize, from: &Tensor, rows: &Range<usize>) -> Result<()> {
+    if *rows == (0..from.dim(0)?) && from.is_contiguous() {
+        return to.slice_set(from, 0, first);
     }
-    if rows.start > rows.end || rows.end > count || first > length || rows.len() > length - first {
-        bail!("cache_write: rows {rows:?} of {count} `{name}` for the positions from {first} of {length}");
-    }
-    Ok(())
-}
-
-fn copy(first: usize, to: &Tensor, from: &Tensor, rows: &Range<usize>) -> Result<()> {
-    let row: usize = to.dims()[1..].iter().product();
-    let dense = if from.is_contiguous() { None } else { Some(from.contiguous()?) };
-    let view = View::new(dense.as_ref().unwrap_or(from));
-    let from = &view.f32s("cache_write: the rows")?[rows.start * row..rows.end * row];
-    update(to, "cache_write", |to| {
-        to[first * row..][..from.len()].copy_from_slice(from);
-        Ok(())
-    })
+    to.slice_set(&from.narrow(0, rows.start, rows.len())?.contiguous()?, 0, first)
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use candle_core::Device;
+    use candle_core::{DType, Device};
 
     use super::*;
     use crate::testing::{message, random};
@@ -96,15 +61,13 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_named() {
+    fn what_does_not_fit_is_an_error() {
         let (chunk, rows) = (chunk(DType::F32), random(1, (4, 2, 3), DType::F32));
-        let beyond = "cache_write: rows 0..4 of 4 `keys` for the positions from 2 of 5";
-        assert_eq!(message(chunk.write(2, &rows, &rows, 0..4)), beyond);
-        assert!(message(chunk.write(9, &rows, &rows, 0..0)).contains("from 9 of 5"));
-        assert!(message(chunk.write(0, &rows, &rows, 3..5)).contains("rows 3..5 of 4"));
+        assert!(message(chunk.write(2, &rows, &rows, 0..4)).contains("shape mismatch"));
+        assert!(message(chunk.write(0, &rows, &rows, 3..5)).contains("narrow"));
         let wide = random(1, (4, 2, 4), DType::F32);
-        assert!(message(chunk.write(0, &rows, &wide, 0..1)).contains("`values` is ([4, 2, 4], F32)"));
+        assert!(message(chunk.write(0, &rows, &wide, 0..1)).contains("shape mismatch"));
         let narrow = rows.to_dtype(DType::BF16).unwrap();
-        assert!(message(chunk.write(0, &narrow, &rows, 0..1)).contains("`keys` is ([4, 2, 3], BF16)"));
+        assert!(message(chunk.write(0, &narrow, &rows, 0..1)).contains("dtype mismatch"));
     }
 }

@@ -226,7 +226,7 @@ fn backward_of<S: Simd, const ROWS: usize, const SUMS: bool>(
         let of = gradient_statistics(simd, x[row], dy[row], job.weight, job.epsilon, to);
         means[row] = simd.splat(of.mean);
         factors[row] = simd.splat(of.factor);
-        pulls[row] = simd.splat(-of.factor.powi(3) * of.products / width as f32);
+        pulls[row] = simd.splat(-of.factor * (of.factor * (of.factor * of.products) / width as f32));
         offsets[row] = simd.splat(-of.factor * of.gradients / width as f32);
     }
     let (weight_sum, bias_sum) =
