@@ -45,6 +45,7 @@ fn count(row: &Row, call: &mut Call, bench: &Bench) -> Result<Value> {
         "row": row.id,
         "bytes": row.work.bytes,
         "working_set": row.work.working_set,
+        "copies": row.work.copies,
         "flops": row.work.flops,
         "allocations": allocated.allocations,
         "allocated_bytes": allocated.bytes,

@@ -30,6 +30,8 @@ pub struct Work {
     pub bytes: Option<u64>,
     /// In how many bytes of memory they lie; `None` if no place is touched twice.
     pub working_set: Option<u64>,
+    /// Whether one thread copies them from a cache: too few to be shared.
+    pub copies: bool,
     /// Multiplications and additions.
     pub flops: Option<u64>,
     /// What the iteration yields, such as tokens; the first counts for criterion's throughput.
@@ -107,6 +109,11 @@ impl Work {
     /// This many bytes; operations do not matter.
     pub fn bytes(bytes: usize) -> Self {
         Self { bytes: Some(bytes as u64), ..Self::default() }
+    }
+
+    /// This many bytes, half of them read and half written by one thread, to places of the working set one after another.
+    pub fn copies(bytes: usize, working_set: usize) -> Self {
+        Self { copies: true, ..Self::bytes(bytes).within(working_set) }
     }
 
     /// No least: what is measured is overhead.

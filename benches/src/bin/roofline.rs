@@ -1,5 +1,6 @@
-//! What this machine can do at most, as one line of JSON: how fast all threads together read working sets of each size, or
-//! how fast a device copies them, and how fast matrices are multiplied, in f32 and in the type that a model computes in.
+//! What this machine can do at most, as one line of JSON: how fast all threads together read working sets of each size, and
+//! how fast one thread copies little into them, or how fast a device copies them; and how fast matrices are multiplied, in
+//! f32 and in the type that a model computes in.
 //! `METAL_CANDLE_BENCH_DEVICE` names the device.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
@@ -24,6 +25,10 @@ const TRIES: usize = 5;
 const SMALLEST: usize = 32 << 10;
 const LARGEST_CACHED: usize = 64 << 20;
 const MAIN_MEMORY: usize = 512 << 20;
+/// What one thread copies, again and again, and the working sets that it copies it to.
+const COPIED: usize = 1 << 10;
+const SMALLEST_COPY: usize = 4 << 10;
+const LARGEST_COPY: usize = 16 << 20;
 /// Of the square matrices: on a GPU, smaller ones would not fill it.
 const WIDTH_CPU: usize = 1024;
 const WIDTH_GPU: usize = 8192;
@@ -45,15 +50,16 @@ fn run() -> Result<Value> {
     let bench = Bench::from_environment()?;
     let on_processor = bench.device().is_cpu();
     let memory = if on_processor { processor_memory()? } else { device_memory(&bench)? };
-    let memory: Vec<Value> = memory
-        .iter()
-        .map(|(bytes, bytes_per_second)| json!({ "bytes": bytes, "bytes_per_second": bytes_per_second }))
-        .collect();
+    let steps = |speeds: Vec<(usize, f64)>| -> Vec<Value> {
+        let step = |(bytes, speed)| json!({ "bytes": bytes, "bytes_per_second": speed });
+        speeds.into_iter().map(step).collect()
+    };
     let (width, compute) = if on_processor { (WIDTH_CPU, DType::F32) } else { (WIDTH_GPU, DType::BF16) };
     Ok(json!({
         "device": if on_processor { "cpu" } else { "gpu" },
         "threads": device::threads(),
-        "memory": memory,
+        "memory": steps(memory),
+        "copies": steps(if on_processor { copies() } else { Vec::new() }),
         "flops_per_second": product(&bench, width, DType::F32)?,
         "model_flops_per_second": product(&bench, width, compute)?,
     }))
@@ -62,14 +68,38 @@ fn run() -> Result<Value> {
 /// Working sets and bytes per second.
 fn processor_memory() -> Result<Vec<(usize, f64)>> {
     let threads = device::threads();
-    let sizes = std::iter::successors(Some(SMALLEST), |size| Some(2 * size));
-    let mut memory: Vec<(usize, f64)> = sizes
-        .take_while(|size| *size <= LARGEST_CACHED)
-        .map(|size| (size, best(|| compare(size, threads))))
-        .collect();
+    let mut memory: Vec<(usize, f64)> =
+        doubled(SMALLEST, LARGEST_CACHED).map(|size| (size, best(|| compare(size, threads)))).collect();
     let probe = BandwidthProbe::new(MAIN_MEMORY)?;
     memory.push((MAIN_MEMORY, best(|| probe.sweep()).max(best(|| compare(MAIN_MEMORY, threads)))));
     Ok(memory)
+}
+
+/// Working sets and bytes per second, read and written, of one thread that copies the same bytes from its nearest cache to
+/// one place after another.
+fn copies() -> Vec<(usize, f64)> {
+    let from = vec![1u8; COPIED];
+    let speed = |size: usize| {
+        let mut to = vec![0u8; size];
+        best(|| {
+            let (start, mut passes) = (Instant::now(), 0);
+            while start.elapsed() < READING {
+                // The clock is asked once for at least a MiB.
+                for _ in 0..((1 << 20) / size).max(1) {
+                    for place in to.chunks_exact_mut(COPIED) {
+                        place.copy_from_slice(std::hint::black_box(&from));
+                    }
+                    passes += 1;
+                }
+            }
+            (passes * 2 * size) as f64 / start.elapsed().as_secs_f64()
+        })
+    };
+    doubled(SMALLEST_COPY, LARGEST_COPY).map(|size| (size, speed(size))).collect()
+}
+
+fn doubled(first: usize, last: usize) -> impl Iterator<Item = usize> {
+    std::iter::successors(Some(first), |size| Some(2 * size)).take_while(move |size| *size <= last)
 }
 
 fn best(reading: impl FnMut() -> f64) -> f64 {

@@ -103,8 +103,7 @@ fn chunk(bench: &Bench) -> Result<KvChunk> {
 
 fn write(chunks: &[KvChunk], key: &Tensor, value: &Tensor, position: usize) -> Result<()> {
     for chunk in chunks {
-        chunk.keys.slice_set(key, 0, position)?;
-        chunk.values.slice_set(value, 0, position)?;
+        chunk.write(position, key, value, 0..1)?;
     }
     Ok(())
 }
@@ -115,7 +114,8 @@ fn bytes(layers: usize, positions: usize) -> usize {
 }
 
 fn update(id: &str, layers: usize) -> Row {
-    Row::new(id, Work::bytes(2 * bytes(layers, 1)), move |bench| {
+    // Each call writes to the next position: a chunk of every layer is the working set.
+    Row::new(id, Work::copies(2 * bytes(layers, 1), bytes(layers, CHUNK)), move |bench| {
         let mut update = Update::new(bench, layers)?;
         Ok(Call::new(move || update.run()))
     })

@@ -4,7 +4,7 @@
 //! a fork shares all chunks and copies one only when it has to write into it; a sliding-window layer lets
 //! go of chunks that no later query can see.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, ops::Range, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
 use metal_candle_kernels::{attention::KvChunk, trace};
@@ -115,24 +115,21 @@ impl KvCache {
 }
 
 impl LayerCache {
-    /// Writes `keys` and `values` `[n, kv_heads, head_dim]` at `position` and the ones after it.
+    /// Writes `rows` of `keys` and `values`, both `[n, kv_heads, head_dim]`, at `position` and the ones after it.
     pub(crate) fn write(
         &mut self,
         position: usize,
         keys: &Tensor,
         values: &Tensor,
+        rows: Range<usize>,
     ) -> candle_core::Result<()> {
-        let count = keys.dim(0)?;
-        let mut done = 0;
-        while done < count {
-            let slot = position + done - self.start;
+        let mut first = rows.start;
+        while first < rows.end {
+            let slot = position + (first - rows.start) - self.start;
             let (chunk, offset) = (slot / CHUNK, slot % CHUNK);
-            let length = (CHUNK - offset).min(count - done);
-            let chunk = self.writable(chunk)?;
-            trace::launched(2);
-            chunk.keys.slice_set(&keys.narrow(0, done, length)?, 0, offset)?;
-            chunk.values.slice_set(&values.narrow(0, done, length)?, 0, offset)?;
-            done += length;
+            let end = rows.end.min(first + CHUNK - offset);
+            self.writable(chunk)?.write(offset, keys, values, first..end)?;
+            first = end;
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ use super::{
     peers::Rounds,
     published::{self, Claim},
     result::{Row, RunResult},
+    roofline::Bound,
     units,
 };
 use crate::files;
@@ -104,8 +105,12 @@ fn shortfalls(name: &str, result: &RunResult, claims: &[Claim]) -> Vec<String> {
     for row in &result.rows {
         let Some(times) = row.times_published().filter(|times| *times <= 1.0) else { continue };
         let published = row.published.as_ref();
+        let forbidden = row.limit_above_published().map_or_else(String::new, |least| {
+            let what = if row.bound == Some(Bound::Compute) { "computes" } else { "moves" };
+            format!("; forbidden by this machine's limit, {} for what the row {what}", units::time(least))
+        });
         short.push(format!(
-            "{name}: `{}` takes {}, published {} ({}): {}×",
+            "{name}: `{}` takes {}, published {} ({}): {}×{forbidden}",
             row.row,
             units::time(row.median_ns),
             units::time(published.map_or(f64::NAN, |published| published.nanoseconds)),
@@ -274,7 +279,12 @@ mod tests {
         slow.published = Some(Published { nanoseconds: 100.0, source: "other 1.0".into() });
         let mut fast = Row::new("a/fast", "micro", vec![vec![50.0]]);
         fast.published = Some(Published { nanoseconds: 100.0, source: "other 1.0".into() });
-        RunResult { rows: vec![slow, fast], ..RunResult::default() }
+        let mut forbidden = Row::new("a/forbidden", "micro", vec![vec![400.0]]);
+        forbidden.published = Some(Published { nanoseconds: 100.0, source: "other 1.0".into() });
+        (forbidden.share_of_limit, forbidden.bound) = (Some(0.5), Some(Bound::Memory));
+        let mut possible = Row { row: "a/possible".into(), ..forbidden.clone() };
+        possible.share_of_limit = Some(0.2);
+        RunResult { rows: vec![slow, fast, forbidden, possible], ..RunResult::default() }
     }
 
     #[test]
@@ -291,6 +301,15 @@ mod tests {
         let text = page(&[("machine".into(), result())], &claims);
         let short = text.split("## machine").next().unwrap();
         assert!(short.contains("`a/slow` takes 200 ns, published 100 ns (other 1.0): 0.50×"), "{short}");
+        let limit = "; forbidden by this machine's limit, 200 ns for what the row moves\n";
+        assert!(
+            short
+                .contains(&format!("`a/forbidden` takes 400 ns, published 100 ns (other 1.0): 0.25×{limit}"))
+        );
+        assert!(
+            short.contains("`a/possible` takes 400 ns, published 100 ns (other 1.0): 0.25×\n"),
+            "{short}"
+        );
         assert!(short.contains("slow is not too slow: 4.000, at most 2"), "{short}");
         assert!(!short.contains("a/fast` takes") && !short.contains("fast is fast"), "{short}");
         assert!(text.contains("| `a/fast` | 50.0 ns |") && text.contains("| 2.00× |"), "{text}");

@@ -88,6 +88,12 @@ impl Row {
     pub(crate) fn times_published(&self) -> Option<f64> {
         Some(self.published.as_ref()?.nanoseconds / self.median_ns)
     }
+
+    /// The least nanoseconds that the machine allows for the row, if the published figure is below them.
+    pub(crate) fn limit_above_published(&self) -> Option<f64> {
+        let least = self.share_of_limit? * self.median_ns;
+        (self.published.as_ref()?.nanoseconds < least).then_some(least)
+    }
 }
 
 /// `group` of `group/name`.
@@ -104,6 +110,8 @@ pub(crate) struct Counters {
     pub(crate) bytes: Option<f64>,
     /// In how many bytes of memory these lie, where places are touched twice.
     pub(crate) working_set: Option<f64>,
+    /// Whether one thread copies them, from a cache.
+    pub(crate) copies: bool,
     pub(crate) flops: Option<f64>,
     pub(crate) allocations: Option<f64>,
     pub(crate) allocated_bytes: Option<f64>,

@@ -1,7 +1,8 @@
 //! How near a row comes to what this machine can do. The program `roofline` of the benches measures the limits.
 //!
 //! Memory has no single speed: what fits into a cache is read faster. The probe reads working sets from 32 KiB to half
-//! a GiB, and a row is held against the speed at the size of what it moves.
+//! a GiB, and a row is held against the speed at the size of what it moves. A row that only copies, too little for more than
+//! one thread, is held against one thread's copies into a working set of that size.
 
 use std::path::Path;
 
@@ -20,6 +21,9 @@ pub(crate) struct Limits {
     pub(crate) threads: usize,
     /// By working set, the smallest first.
     pub(crate) memory: Vec<Bandwidth>,
+    /// The same for what one thread copies into a working set: bytes read and written. Empty where that was not measured.
+    #[serde(default)]
+    pub(crate) copies: Vec<Bandwidth>,
     /// Of a product of large f32 matrices.
     pub(crate) flops_per_second: f64,
     /// The same in the type that a model computes in.
@@ -62,26 +66,13 @@ pub(crate) fn measure(program: &Path, setup: &Setup) -> Result<Limits> {
 impl Limits {
     /// The better of two probes: what is in the way of one is no limit of the machine.
     pub(crate) fn best(mut self, other: &Self) -> Self {
-        for (ours, theirs) in self.memory.iter_mut().zip(&other.memory) {
+        let steps = self.memory.iter_mut().chain(&mut self.copies);
+        for (ours, theirs) in steps.zip(other.memory.iter().chain(&other.copies)) {
             ours.bytes_per_second = ours.bytes_per_second.max(theirs.bytes_per_second);
         }
         self.flops_per_second = self.flops_per_second.max(other.flops_per_second);
         self.model_flops_per_second = self.model_flops_per_second.max(other.model_flops_per_second);
         self
-    }
-
-    /// Bytes per second for a working set, interpolated between the sizes that were measured.
-    pub(crate) fn bandwidth(&self, working_set: f64) -> f64 {
-        let above = self.memory.iter().position(|step| step.bytes >= working_set);
-        match above {
-            Some(0) => self.memory[0].bytes_per_second,
-            None => self.main_memory(),
-            Some(index) => {
-                let (small, large) = (self.memory[index - 1], self.memory[index]);
-                let part = (working_set / small.bytes).ln() / (large.bytes / small.bytes).ln();
-                small.bytes_per_second + part * (large.bytes_per_second - small.bytes_per_second)
-            }
-        }
     }
 
     /// Of what no cache holds.
@@ -100,9 +91,10 @@ impl Limits {
 
     /// The least seconds for this work, and why.
     fn least(&self, counters: &Counters, flops_per_second: f64) -> Option<(f64, Bound)> {
+        let steps = if counters.copies && !self.copies.is_empty() { &self.copies } else { &self.memory };
         let within = |bytes| counters.working_set.unwrap_or(bytes);
         let memory = counters.bytes.filter(|bytes| *bytes > 0.0);
-        let memory = memory.map(|bytes| bytes / self.bandwidth(within(bytes)));
+        let memory = memory.map(|bytes| bytes / bandwidth(steps, within(bytes)));
         let compute = counters.flops.filter(|flops| *flops > 0.0).map(|flops| flops / flops_per_second);
         match (memory, compute) {
             (Some(memory), Some(compute)) if compute > memory => Some((compute, Bound::Compute)),
@@ -124,6 +116,19 @@ impl Limits {
     }
 }
 
+/// Bytes per second for a working set, interpolated between the sizes that were measured.
+fn bandwidth(steps: &[Bandwidth], working_set: f64) -> f64 {
+    match steps.iter().position(|step| step.bytes >= working_set) {
+        Some(0) => steps[0].bytes_per_second,
+        None => steps.last().map_or(f64::NAN, |step| step.bytes_per_second),
+        Some(index) => {
+            let (small, large) = (steps[index - 1], steps[index]);
+            let part = (working_set / small.bytes).ln() / (large.bytes / small.bytes).ln();
+            small.bytes_per_second + part * (large.bytes_per_second - small.bytes_per_second)
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,6 +141,7 @@ mod tests {
             device: "cpu".into(),
             threads: 2,
             memory,
+            copies: vec![Bandwidth { bytes: 1e3, bytes_per_second: 25e9 }],
             flops_per_second: 1e12,
             model_flops_per_second: 4e12,
         }
@@ -150,11 +156,11 @@ mod tests {
 
     #[test]
     fn a_working_set_is_held_against_the_cache_it_fits_into() {
-        assert_eq!(limits().bandwidth(10.0), 100e9);
-        assert_eq!(limits().bandwidth(1e6), 50e9);
-        assert!((limits().bandwidth(1e9f64.sqrt() * 1e3f64.sqrt()) - 50e9).abs() < 1.0);
-        assert!((limits().bandwidth(1e6 * 1e3f64.sqrt()) - 30e9).abs() < 1.0);
-        assert_eq!(limits().bandwidth(1e12), 10e9);
+        assert_eq!(bandwidth(&limits().memory, 10.0), 100e9);
+        assert_eq!(bandwidth(&limits().memory, 1e6), 50e9);
+        assert!((bandwidth(&limits().memory, 1e9f64.sqrt() * 1e3f64.sqrt()) - 50e9).abs() < 1.0);
+        assert!((bandwidth(&limits().memory, 1e6 * 1e3f64.sqrt()) - 30e9).abs() < 1.0);
+        assert_eq!(bandwidth(&limits().memory, 1e12), 10e9);
     }
 
     #[test]
@@ -169,6 +175,10 @@ mod tests {
         twice.counters.as_mut().unwrap().working_set = Some(1e3);
         limits().apply(&mut twice);
         assert_eq!(twice.share_of_limit, Some(0.25));
+        let mut copied = twice.clone();
+        copied.counters.as_mut().unwrap().copies = true;
+        limits().apply(&mut copied);
+        assert_eq!((copied.bound, copied.share_of_limit), (Some(Bound::Memory), Some(1.0)));
         let mut of_a_model = Row { program: "model".into(), ..compute };
         limits().apply(&mut of_a_model);
         assert_eq!(of_a_model.share_of_limit, Some(0.125));

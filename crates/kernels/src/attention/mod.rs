@@ -13,6 +13,7 @@ mod gpu;
 mod packed;
 #[cfg(test)]
 mod reference;
+mod write;
 
 use std::ops::Range;
 

@@ -7,6 +7,7 @@ use candle_core::{Device, Result, Tensor};
 use super::Used;
 use crate::{
     fresh::Fresh,
+    memory::huge_vec,
     output::{Output, filled},
     pool,
     simd::{Element, Simd, dispatch, for_vectors, load, store},
@@ -15,6 +16,19 @@ use crate::{
 
 /// Elements per task: enough to outweigh handing it to another thread.
 const TASK: usize = 16 * 1024;
+
+/// A backward pass. Ids are within the vocabulary that `output` has rows for.
+struct Sums<'a> {
+    dy: &'a [f32],
+    used: &'a Used,
+    width: usize,
+    scale: f32,
+    output: Output<f32>,
+}
+
+/// Where one of this many rows is used, the gradient lies on huge pages: a fault for each page that it touches, and to
+/// clear it, would take longer than the sums.
+const DENSE: usize = 8;
 
 struct Job<'a, W> {
     table: &'a [W],
@@ -37,14 +51,16 @@ pub(super) fn backward(used: &Used, dy: &Tensor, vocabulary: usize, scale: f32) 
     let (_rows, width) = dy.dims2()?;
     let dy = View::new(dy);
     let dy = dy.f32s("embedding_backward: `dy`")?;
-    // Pages of rows that are not used are never touched.
-    let mut gradient = vec![0.; vocabulary * width];
-    let output = Output::new(gradient.as_mut_ptr());
-    pool::for_each(used.ids.len(), &|index| {
-        let used_id = &used.ids[index];
-        // SAFETY: the caller checked that the id is within the vocabulary, and each has a row of its own.
-        let sum = unsafe { std::slice::from_raw_parts_mut(output.at(used_id.id as usize * width), width) };
-        sum_rows(dy, &used.order[used_id.first as usize..used_id.end as usize], scale, sum);
+    // Pages of rows that are not used are never touched, and the others are first touched by writing: to read one would
+    // be another fault.
+    let size = vocabulary * width;
+    let is_dense = used.ids.len() * DENSE >= vocabulary;
+    let mut gradient = if is_dense { huge_vec(size)? } else { vec![0.; size] };
+    let sums = Sums { dy, used, width, scale, output: Output::new(gradient.as_mut_ptr()) };
+    let ids_per_task = (TASK / width.max(1)).max(1);
+    pool::for_each(used.ids.len().div_ceil(ids_per_task), &|task| {
+        let first = task * ids_per_task;
+        sum_ids(&sums, first..used.ids.len().min(first + ids_per_task));
     });
     Tensor::from_vec(gradient, (vocabulary, width), &Device::Cpu)
 }
@@ -69,7 +85,7 @@ fn gather<W: Element>(table: &[W], width: usize, ids: &[u32], scale: f32) -> Fre
 
 dispatch! {
     fn gather_rows<W: Element>(job: &Job<'_, W>, rows: Range<usize>) = gather_rows_with;
-    fn sum_rows(dy: &[f32], rows: &[u32], scale: f32, sum: &mut [f32]) = sum_rows_with;
+    fn sum_ids(sums: &Sums<'_>, ids: Range<usize>) = sum_ids_with;
 }
 
 #[inline(always)]
@@ -95,13 +111,28 @@ fn gather_rows_with<S: Simd, W: Element>(simd: S, job: &Job<'_, W>, rows: Range<
 }
 
 #[inline(always)]
-fn sum_rows_with<S: Simd>(simd: S, dy: &[f32], rows: &[u32], scale: f32, sum: &mut [f32]) {
-    let (width, factor) = (sum.len(), simd.splat(scale));
-    for &row in rows {
-        let dy = &dy[row as usize * width..(row as usize + 1) * width];
-        for_vectors!(S, width, |column, count| {
-            let total = simd.fma(load(simd, dy, column, count), factor, load(simd, sum, column, count));
-            store(simd, sum, column, count, total);
-        });
+fn sum_ids_with<S: Simd>(simd: S, sums: &Sums<'_>, ids: Range<usize>) {
+    let (width, factor) = (sums.width, simd.splat(sums.scale));
+    for id in &sums.used.ids[ids] {
+        // SAFETY: the output has a row for each id of the vocabulary, and nobody else writes this one.
+        let sum = unsafe { std::slice::from_raw_parts_mut(sums.output.at(id.id as usize * width), width) };
+        for place in id.first as usize..id.end as usize {
+            let row = |place: usize| sums.used.order[place] as usize * width;
+            let dy = &sums.dy[row(place)..][..width];
+            // Rows come in the order of their ids, which no hardware foresees.
+            let next = sums.dy.as_ptr().wrapping_add(row((place + 1).min(sums.used.order.len() - 1)));
+            if place == id.first as usize {
+                for_vectors!(S, width, |column, count| {
+                    simd.prefetch(next.wrapping_add(column));
+                    store(simd, sum, column, count, simd.mul(load(simd, dy, column, count), factor));
+                });
+                continue;
+            }
+            for_vectors!(S, width, |column, count| {
+                simd.prefetch(next.wrapping_add(column));
+                let total = simd.fma(load(simd, dy, column, count), factor, load(simd, sum, column, count));
+                store(simd, sum, column, count, total);
+            });
+        }
     }
 }

@@ -80,8 +80,12 @@ struct UsedId {
 
 impl Used {
     fn of(ids: &[u32]) -> Result<Self> {
-        let mut order: Vec<u32> = (0..u32::try_from(ids.len())?).collect();
-        order.sort_by_key(|&row| ids[row as usize]);
+        // An id above its row: sorted as one number, without looking an id up for each comparison.
+        let rows = 0..u32::try_from(ids.len())?;
+        let mut keys: Vec<u64> =
+            rows.zip(ids).map(|(row, id)| u64::from(*id) << 32 | u64::from(row)).collect();
+        keys.sort_unstable();
+        let order: Vec<u32> = keys.into_iter().map(|key| key as u32).collect();
         let mut used = Vec::new();
         let mut first = 0;
         for rows in order.chunk_by(|&left, &right| ids[left as usize] == ids[right as usize]) {

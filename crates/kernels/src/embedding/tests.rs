@@ -32,6 +32,28 @@ fn every_level_gathers_widens_and_scales() {
 }
 
 #[test]
+fn the_gradient_of_few_rows_and_of_many_is_summed_in_order() {
+    for level in available() {
+        with_level(level, || {
+            // Of a large vocabulary, of which few rows are used; and of a small one.
+            for (vocabulary, width) in [(5000, 33), (40, 100)] {
+                let ids: Vec<u32> = (0..300).map(|index| index * index % 31).collect();
+                let dy = random(1, (ids.len(), width), DType::F32);
+                let rows = dy.to_vec2::<f32>().unwrap();
+                let mut expected = vec![vec![0f32; width]; vocabulary];
+                for (&id, row) in ids.iter().zip(&rows) {
+                    for (sum, value) in expected[id as usize].iter_mut().zip(row) {
+                        *sum += 0.5 * value;
+                    }
+                }
+                let found = embedding_backward(&ids, &dy, vocabulary, 0.5).unwrap();
+                assert_eq!(found.to_vec2::<f32>().unwrap(), expected, "{level} {vocabulary}");
+            }
+        });
+    }
+}
+
+#[test]
 fn without_a_scale_rows_are_exact() {
     let table = random(1, (9, 33), DType::BF16);
     let found = embedding(&table, &[8, 0], 1., DType::F32).unwrap();

@@ -1,5 +1,6 @@
-//! The CPU implementation: mean, variance and result are three passes over a row that stays in the first-level
-//! cache, so the variance loses no digits to a large mean.
+//! The CPU implementation: one pass over a row for its sums, relative to a number near its mean, so that the variance loses
+//! no digits to a large one, and one for the result. Memory has little to do in the second pass, and so brings the next
+//! rows; in the first, it makes room for what the second will write.
 //!
 //! Backward, with `f` the row's factor, `c = x − mean` and `g = dy · w`:
 //! `dx = f · (g − mean(g) − c · f² · mean(g · c))`, `dw = Σ dy · c · f` and `db = Σ dy` over the rows.
@@ -156,58 +157,33 @@ dispatch! {
 fn forward_rows_with<S: Simd>(simd: S, job: &Job<'_>, rows: Range<usize>) {
     let width = job.weight.len();
     for row in rows {
-        let range = row * width..(row + 1) * width;
-        let x = &job.x[range.clone()];
-        let mean = sum(simd, x) / width as f32;
-        let factor = 1. / (centred_squares(simd, x, mean) / width as f32 + job.epsilon).sqrt();
-        let (mean, factor) = (simd.splat(mean), simd.splat(factor));
+        let x = &job.x[row * width..][..width];
         // SAFETY: the output is as long as `x`, and no two rows overlap.
-        let y = unsafe { std::slice::from_raw_parts_mut(job.output.at(range.start), width) };
-        if let Some(bias) = job.bias {
-            for_vectors!(S, width, |column, count| {
-                let normed = simd.mul(simd.sub(load(simd, x, column, count), mean), factor);
-                let (gain, shift) = (load(simd, job.weight, column, count), load(simd, bias, column, count));
-                store(simd, y, column, count, simd.fma(normed, gain, shift));
-            });
-        } else {
-            for_vectors!(S, width, |column, count| {
-                let normed = simd.mul(simd.sub(load(simd, x, column, count), mean), factor);
-                store(simd, y, column, count, simd.mul(normed, load(simd, job.weight, column, count)));
-            });
-        }
+        let y = unsafe { std::slice::from_raw_parts_mut(job.output.at(row * width), width) };
+        let (mean, factor) = statistics(simd, x, job.epsilon, Some(y.as_mut_ptr()));
+        let (mean, factor) = (simd.splat(mean), simd.splat(factor));
+        for_vectors!(S, width, |column, count| {
+            // The next row, which memory fetches meanwhile.
+            simd.prefetch(x.as_ptr().wrapping_add(width + column));
+            let normed = simd.mul(simd.sub(load(simd, x, column, count), mean), factor);
+            let gain = load(simd, job.weight, column, count);
+            let shift = match job.bias {
+                Some(bias) => load(simd, bias, column, count),
+                None => simd.splat(0.),
+            };
+            store(simd, y, column, count, simd.fma(normed, gain, shift));
+        });
     }
 }
 
 #[inline(always)]
 fn backward_rows_with<S: Simd>(simd: S, job: &Job<'_>, rows: Range<usize>) {
-    let width = job.weight.len();
-    for row in rows {
-        let range = row * width..(row + 1) * width;
-        let (x, dy) = (&job.x[range.clone()], &job.dy[range.clone()]);
-        let mean = sum(simd, x) / width as f32;
-        let squares = centred_squares(simd, x, mean);
-        let mean = simd.splat(mean);
-        let (mut gradients, mut products) = (simd.splat(0.), simd.splat(0.));
-        for_vectors!(S, width, |column, count| {
-            // Lanes behind the row's end are zero in `g`, so that those of `centred` do not count.
-            let g = simd.mul(load(simd, dy, column, count), load(simd, job.weight, column, count));
-            let centred = simd.sub(load(simd, x, column, count), mean);
-            simd.prefetch(dy.as_ptr().wrapping_add(width + column));
-            gradients = simd.add(gradients, g);
-            products = simd.fma(g, centred, products);
-        });
-        let (gradients, products) = (simd.reduce_add(gradients), simd.reduce_add(products));
-        let factor = 1. / (squares / width as f32 + job.epsilon).sqrt();
-        let pull = simd.splat(-factor * factor * products / width as f32);
-        let (factor, mean_gradient) = (simd.splat(factor), simd.splat(gradients / width as f32));
-        // SAFETY: the output is as long as `x`, and no two rows overlap.
-        let dx = unsafe { std::slice::from_raw_parts_mut(job.output.at(range.start), width) };
-        for_vectors!(S, width, |column, count| {
-            let g = simd.mul(load(simd, dy, column, count), load(simd, job.weight, column, count));
-            let centred = simd.sub(load(simd, x, column, count), mean);
-            let slope = simd.fma(centred, pull, simd.sub(g, mean_gradient));
-            store(simd, dx, column, count, simd.mul(slope, factor));
-        });
+    let pairs = rows.start + rows.len() / 2 * 2;
+    for row in (rows.start..pairs).step_by(2) {
+        backward_of::<S, 2, false>(simd, job, row, &mut [], &mut []);
+    }
+    if pairs < rows.end {
+        backward_of::<S, 1, false>(simd, job, pairs, &mut [], &mut []);
     }
 }
 
@@ -219,11 +195,66 @@ fn all_rows_with<S: Simd>(
     weight_sum: &mut [f32],
     bias_sum: &mut [f32],
 ) {
-    for first in rows.clone().step_by(4) {
-        let few = first..rows.end.min(first + 4);
-        backward_rows_with(simd, job, few.clone());
-        weight_rows_with(simd, job.x, job.dy, job.epsilon, few, weight_sum, bias_sum);
+    let pairs = rows.start + rows.len() / 2 * 2;
+    for row in (rows.start..pairs).step_by(2) {
+        backward_of::<S, 2, true>(simd, job, row, weight_sum, bias_sum);
     }
+    if pairs < rows.end {
+        backward_of::<S, 1, true>(simd, job, pairs, weight_sum, bias_sum);
+    }
+}
+
+/// The gradient of some rows, and with `SUMS` what they add to those of weight and bias. More rows at a time would leave
+/// the nearest cache, which keeps few lines of addresses that lie whole pages apart.
+#[inline(always)]
+fn backward_of<S: Simd, const ROWS: usize, const SUMS: bool>(
+    simd: S,
+    job: &Job<'_>,
+    first: usize,
+    weight_sum: &mut [f32],
+    bias_sum: &mut [f32],
+) {
+    let width = job.weight.len();
+    let x: [&[f32]; ROWS] = std::array::from_fn(|row| &job.x[(first + row) * width..][..width]);
+    let dy: [&[f32]; ROWS] = std::array::from_fn(|row| &job.dy[(first + row) * width..][..width]);
+    let mut means = [simd.splat(0.); ROWS];
+    let (mut factors, mut pulls, mut offsets) = (means, means, means);
+    // SAFETY: the output is as long as `x`, and no two rows overlap.
+    let dx = unsafe { std::slice::from_raw_parts_mut(job.output.at(first * width), ROWS * width) };
+    for row in 0..ROWS {
+        let to = Some(dx[row * width..].as_mut_ptr());
+        let of = gradient_statistics(simd, x[row], dy[row], job.weight, job.epsilon, to);
+        means[row] = simd.splat(of.mean);
+        factors[row] = simd.splat(of.factor);
+        pulls[row] = simd.splat(-of.factor * (of.factor * (of.factor * of.products) / width as f32));
+        offsets[row] = simd.splat(-of.factor * of.gradients / width as f32);
+    }
+    let (weight_sum, bias_sum) =
+        if SUMS { (&mut weight_sum[..width], &mut bias_sum[..width]) } else { (weight_sum, bias_sum) };
+    for_vectors!(S, width, |column, count| {
+        let gain = load(simd, job.weight, column, count);
+        let mut totals = [gain; 2];
+        if SUMS {
+            totals = [load(simd, weight_sum, column, count), load(simd, bias_sum, column, count)];
+        }
+        for row in 0..ROWS {
+            // The next rows, which memory fetches meanwhile.
+            simd.prefetch(x[row].as_ptr().wrapping_add(ROWS * width + column));
+            simd.prefetch(dy[row].as_ptr().wrapping_add(ROWS * width + column));
+            let dy = load(simd, dy[row], column, count);
+            let centred = simd.sub(load(simd, x[row], column, count), means[row]);
+            let scaled = simd.mul(dy, factors[row]);
+            let slope = simd.fma(scaled, gain, simd.fma(centred, pulls[row], offsets[row]));
+            store(simd, &mut dx[row * width..][..width], column, count, slope);
+            if SUMS {
+                totals = [simd.fma(centred, scaled, totals[0]), simd.add(dy, totals[1])];
+            }
+        }
+        if SUMS {
+            store(simd, weight_sum, column, count, totals[0]);
+            store(simd, bias_sum, column, count, totals[1]);
+        }
+    });
 }
 
 #[inline(always)]
@@ -259,20 +290,18 @@ fn add_rows<S: Simd, const ROWS: usize>(
     let width = weight_sum.len();
     let [mut means, mut factors] = [[simd.splat(0.); ROWS]; 2];
     for row in 0..ROWS {
-        let x = &x[(first + row) * width..][..width];
-        let mean = sum(simd, x) / width as f32;
-        let variance = centred_squares(simd, x, mean) / width as f32;
+        let (mean, factor) = statistics(simd, &x[(first + row) * width..][..width], epsilon, None);
         means[row] = simd.splat(mean);
-        factors[row] = simd.splat(1. / (variance + epsilon).sqrt());
+        factors[row] = simd.splat(factor);
     }
     for_vectors!(S, width, |column, count| {
         let mut weight_total = load(simd, weight_sum, column, count);
         let mut bias_total = load(simd, bias_sum, column, count);
         for row in 0..ROWS {
             let place = (first + row) * width + column;
-            let normed = simd.mul(simd.sub(load(simd, x, place, count), means[row]), factors[row]);
+            let centred = simd.sub(load(simd, x, place, count), means[row]);
             let dy = load(simd, dy, place, count);
-            weight_total = simd.fma(normed, dy, weight_total);
+            weight_total = simd.fma(centred, simd.mul(dy, factors[row]), weight_total);
             bias_total = simd.add(dy, bias_total);
         }
         store(simd, weight_sum, column, count, weight_total);
@@ -280,46 +309,166 @@ fn add_rows<S: Simd, const ROWS: usize>(
     });
 }
 
-/// `Σ x`, in four chains so that additions need not wait for each other.
-#[inline(always)]
-fn sum<S: Simd>(simd: S, x: &[f32]) -> f32 {
-    let mut sums = [simd.splat(0.); 4];
-    let mut column = 0;
-    while column + 4 * S::LANES <= x.len() {
-        for (index, sum) in sums.iter_mut().enumerate() {
-            *sum = simd.add(*sum, load(simd, x, column + index * S::LANES, S::LANES));
-        }
-        column += 4 * S::LANES;
-    }
-    while column < x.len() {
-        let count = S::LANES.min(x.len() - column);
-        sums[0] = simd.add(sums[0], load(simd, x, column, count));
-        column += count;
-    }
-    let [a, b, c, d] = sums;
-    simd.reduce_add(simd.add(simd.add(a, b), simd.add(c, d)))
+/// What the gradient of a row needs to know of it.
+struct Statistics {
+    mean: f32,
+    factor: f32,
+    /// `Σ g`
+    gradients: f32,
+    /// `Σ g · (x − mean)`
+    products: f32,
 }
 
-/// `Σ (x − mean)²`. Asks for the row behind this one: memory would wait through all passes but the first.
+/// Mean and factor of a row; asks for the place of its result, if there is one.
 #[inline(always)]
-fn centred_squares<S: Simd>(simd: S, x: &[f32], mean: f32) -> f32 {
-    let mut sums = [simd.splat(0.); 4];
-    let means = simd.splat(mean);
-    let mut column = 0;
-    while column + 4 * S::LANES <= x.len() {
-        for (index, sum) in sums.iter_mut().enumerate() {
-            simd.prefetch(x.as_ptr().wrapping_add(x.len() + column + index * S::LANES));
-            let centred = simd.sub(load(simd, x, column + index * S::LANES, S::LANES), means);
-            *sum = simd.fma(centred, centred, *sum);
+fn statistics<S: Simd>(simd: S, x: &[f32], epsilon: f32, to: Option<*mut f32>) -> (f32, f32) {
+    let mut centre = centre(simd, x);
+    for is_last in [false, true] {
+        let [sum, squares] = sums(simd, x, centre, to);
+        if let Some((mean, factor)) = moments(x.len(), centre, sum, squares, epsilon, is_last) {
+            return (mean, factor);
         }
-        column += 4 * S::LANES;
+        centre += sum / x.len() as f32;
     }
-    while column + S::LANES <= x.len() {
-        let centred = simd.sub(load(simd, x, column, S::LANES), means);
-        sums[0] = simd.fma(centred, centred, sums[0]);
-        column += S::LANES;
+    unreachable!("the last try counts")
+}
+
+#[inline(always)]
+fn gradient_statistics<S: Simd>(
+    simd: S,
+    x: &[f32],
+    dy: &[f32],
+    weight: &[f32],
+    epsilon: f32,
+    to: Option<*mut f32>,
+) -> Statistics {
+    let mut centre = centre(simd, x);
+    for is_last in [false, true] {
+        let [sum, squares, gradients, products] = gradient_sums(simd, x, dy, weight, centre, to);
+        if let Some((mean, factor)) = moments(x.len(), centre, sum, squares, epsilon, is_last) {
+            let products = products - (mean - centre) * gradients;
+            return Statistics { mean, factor, gradients, products };
+        }
+        centre += sum / x.len() as f32;
     }
-    let [a, b, c, d] = sums;
-    let rest: f32 = x[column..].iter().map(|value| (value - mean) * (value - mean)).sum();
-    simd.reduce_add(simd.add(simd.add(a, b), simd.add(c, d))) + rest
+    unreachable!("the last try counts")
+}
+
+/// A number near the mean of a row, as far as its first numbers tell.
+#[inline(always)]
+fn centre<S: Simd>(simd: S, x: &[f32]) -> f32 {
+    let count = S::LANES.min(x.len());
+    simd.reduce_add(load(simd, x, 0, count)) / count.max(1) as f32
+}
+
+/// Mean and factor from `Σ (x − centre)` and `Σ (x − centre)²`. None where the centre is so far from the mean that the
+/// difference of the two would lose more than two bits, unless this is the last try.
+#[inline(always)]
+fn moments(
+    width: usize,
+    centre: f32,
+    sum: f32,
+    squares: f32,
+    epsilon: f32,
+    is_last: bool,
+) -> Option<(f32, f32)> {
+    let share = 1. / width as f32;
+    let offset = sum * share;
+    let variance = (squares * share - offset * offset).max(0.);
+    let is_far = offset * offset > 3. * variance;
+    (is_last || !is_far).then(|| (centre + offset, 1. / (variance + epsilon).sqrt()))
+}
+
+/// `Σ (x − centre)` and `Σ (x − centre)²`, in two chains so that additions wait less for each other. Asks for the
+/// place of the row's result, while memory has only this to do.
+#[inline(always)]
+fn sums<S: Simd>(simd: S, x: &[f32], centre: f32, to: Option<*mut f32>) -> [f32; 2] {
+    let (width, zero) = (x.len(), simd.splat(0.));
+    let [mut sums, mut squares] = [[zero; 2]; 2];
+    let centres = simd.splat(centre);
+    let mut column = 0;
+    while column + 2 * S::LANES <= width {
+        for chain in 0..2 {
+            let column = column + chain * S::LANES;
+            if let Some(to) = to {
+                simd.prefetch_to_write(to.wrapping_add(column));
+            }
+            // SAFETY: the vectors are within the row.
+            let centred = simd.sub(unsafe { simd.load(x.as_ptr().add(column)) }, centres);
+            sums[chain] = simd.add(sums[chain], centred);
+            squares[chain] = simd.fma(centred, centred, squares[chain]);
+        }
+        column += 2 * S::LANES;
+    }
+    while column < width {
+        let count = S::LANES.min(width - column);
+        let centred = simd.sub(load(simd, x, column, count), first_lanes(simd, centre, count));
+        sums[0] = simd.add(sums[0], centred);
+        squares[0] = simd.fma(centred, centred, squares[0]);
+        column += count;
+    }
+    [add_lanes(simd, sums), add_lanes(simd, squares)]
+}
+
+/// [`sums`], `Σ g` and `Σ g · (x − centre)`.
+#[inline(always)]
+fn gradient_sums<S: Simd>(
+    simd: S,
+    x: &[f32],
+    dy: &[f32],
+    weight: &[f32],
+    centre: f32,
+    to: Option<*mut f32>,
+) -> [f32; 4] {
+    let (width, zero) = (weight.len(), simd.splat(0.));
+    let (x, dy) = (&x[..width], &dy[..width]);
+    let [mut sums, mut squares, mut gradients, mut products] = [[zero; 2]; 4];
+    let centres = simd.splat(centre);
+    let mut column = 0;
+    while column + 2 * S::LANES <= width {
+        for chain in 0..2 {
+            let column = column + chain * S::LANES;
+            if let Some(to) = to {
+                simd.prefetch_to_write(to.wrapping_add(column));
+            }
+            // SAFETY: the vectors are within the rows, which are as long as the weight.
+            let (value, g) = unsafe {
+                let g = simd.mul(simd.load(dy.as_ptr().add(column)), simd.load(weight.as_ptr().add(column)));
+                (simd.load(x.as_ptr().add(column)), g)
+            };
+            let centred = simd.sub(value, centres);
+            sums[chain] = simd.add(sums[chain], centred);
+            squares[chain] = simd.fma(centred, centred, squares[chain]);
+            gradients[chain] = simd.add(gradients[chain], g);
+            products[chain] = simd.fma(g, centred, products[chain]);
+        }
+        column += 2 * S::LANES;
+    }
+    while column < width {
+        let count = S::LANES.min(width - column);
+        let centred = simd.sub(load(simd, x, column, count), first_lanes(simd, centre, count));
+        let g = simd.mul(load(simd, dy, column, count), load(simd, weight, column, count));
+        sums[0] = simd.add(sums[0], centred);
+        squares[0] = simd.fma(centred, centred, squares[0]);
+        gradients[0] = simd.add(gradients[0], g);
+        products[0] = simd.fma(g, centred, products[0]);
+        column += count;
+    }
+    [add_lanes(simd, sums), add_lanes(simd, squares), add_lanes(simd, gradients), add_lanes(simd, products)]
+}
+
+/// The sum of all lanes of all chains.
+#[inline(always)]
+fn add_lanes<S: Simd, const CHAINS: usize>(simd: S, chains: [S::Vector; CHAINS]) -> f32 {
+    let mut sum = chains[0];
+    for chain in &chains[1..] {
+        sum = simd.add(sum, *chain);
+    }
+    simd.reduce_add(sum)
+}
+
+/// The value in the first `count` lanes, zero in the others.
+#[inline(always)]
+fn first_lanes<S: Simd>(simd: S, value: f32, count: usize) -> S::Vector {
+    load(simd, &[value; 16], 0, count)
 }

@@ -1,5 +1,6 @@
 //! On every device, against the definition.
 
+use candle_core::Device;
 use metal_candle_testkit::tolerance::Gate;
 
 use super::*;
@@ -66,6 +67,28 @@ fn a_frozen_norm_still_passes_the_gradient_on() {
     let expected = layer_norm_backward(x.as_tensor(), &frozen, &dy).unwrap();
     assert_eq!(bits(gradients.get(&x).unwrap()), bits(&expected));
     assert!(gradients.get(&frozen.weight).is_none());
+}
+
+#[test]
+fn a_row_whose_first_numbers_are_far_from_its_mean_loses_nothing() {
+    for (first, others) in [(1e4, 0.), (0., 3e3), (-1e3, 1e3)] {
+        let place = Tensor::arange(0., 900., &Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
+        let is_first = place.lt(17.).unwrap().to_dtype(DType::F64).unwrap();
+        let base = ((is_first * (first - others)).unwrap() + others).unwrap();
+        let mut inputs = inputs(&[5, 900]);
+        inputs[0] = inputs[0].broadcast_add(&base).unwrap();
+        check_case(&Case {
+            op: "layer_norm",
+            name: format!("{first} first, then {others}"),
+            gates: [Gate::Norm, Gate::NormBackward],
+            inputs,
+            run: &|inputs| Ok(vec![layer_norm(&inputs[0], &norm(&inputs[1], Some(&inputs[2])))?]),
+            gradients: Gradients::None,
+            definition: &|inputs| {
+                Ok(vec![reference::layer_norm(&inputs[0], &inputs[1], Some(&inputs[2]), 1e-5)?])
+            },
+        });
+    }
 }
 
 #[test]

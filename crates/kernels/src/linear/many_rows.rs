@@ -23,6 +23,9 @@ const GROUPS_PER_THREAD: usize = 6;
 /// The fewest tasks per thread, if there are rows to be split for it.
 const TASKS_PER_THREAD: usize = 2;
 
+/// Multiplications of a call that stays on this thread: another takes as long to join in, and longer if it sleeps.
+const ALONE: usize = 64 * 64 * 64;
+
 /// Blocks of a transposed `x` that a task packs side by side: a row of theirs fills some cache lines.
 const COLUMN_BLOCKS: usize = 8;
 
@@ -49,7 +52,9 @@ pub(super) fn run(call: &Call<'_>) {
     let blocks = Blocks { rows: call.rows, count: call.rows.div_ceil(most_rows) };
     let width = |product: &Product<'_>| if product.gate.is_some() { columns / 2 } else { columns };
     let panels: usize = call.products.iter().map(|product| product.outputs.div_ceil(width(product))).sum();
-    let threads = pool::threads();
+    let outputs: usize = call.products.iter().map(|product| product.layers().count() * product.outputs).sum();
+    let is_alone = call.rows * call.inputs * outputs <= ALONE;
+    let threads = if is_alone { 1 } else { pool::threads() };
     let group = (panels / (threads * GROUPS_PER_THREAD)).clamp(1, PANELS);
     let groups = panels.div_ceil(group).max(1);
     // Splitting rows costs packing the weights several times, so it is the last resort.
@@ -68,9 +73,9 @@ pub(super) fn run(call: &Call<'_>) {
     }
     let depth = call.inputs.div_ceil(call.inputs.div_ceil(DEPTH).max(1));
     with_scratch(call.rows * call.inputs, |packed| {
-        pack_input(call, blocks, packed);
+        pack_input(call, blocks, is_alone, packed);
         let packed = &*packed;
-        pool::for_each(tasks.len(), &|index| {
+        for_each(is_alone, tasks.len(), &|index| {
             let task = tasks[index];
             let rows = blocks.start(task.end_block) - blocks.start(task.first_block);
             let panels = task.columns.div_ceil(width(task.product));
@@ -80,6 +85,11 @@ pub(super) fn run(call: &Call<'_>) {
             });
         });
     });
+}
+
+/// Runs tasks here, or spread over the pool.
+fn for_each(is_alone: bool, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+    if is_alone { (0..tasks).for_each(task) } else { pool::for_each(tasks, task) }
 }
 
 /// Rows of `x` in blocks of nearly the same size, none larger than a tile.
@@ -98,13 +108,13 @@ impl Blocks {
 }
 
 /// Packs each block of `x` for the broadcasts of the tiles: `[K, rows of the block]`.
-fn pack_input(call: &Call<'_>, blocks: Blocks, packed: &mut [f32]) {
+fn pack_input(call: &Call<'_>, blocks: Blocks, is_alone: bool, packed: &mut [f32]) {
     let packed = Disjoint::new(packed);
     let group = match call.x_order {
         Order::InputsLast => 1,
         Order::InputsFirst => COLUMN_BLOCKS,
     };
-    pool::for_each(blocks.count.div_ceil(group), &|index| {
+    for_each(is_alone, blocks.count.div_ceil(group), &|index| {
         let (first, end) = (index * group, blocks.count.min((index + 1) * group));
         let (start, rows) = (blocks.start(first), blocks.start(end) - blocks.start(first));
         // SAFETY: the blocks do not overlap.

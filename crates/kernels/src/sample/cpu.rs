@@ -1,17 +1,23 @@
 //! The CPU implementation: vectors find the few places worth looking at, and those are compared by key.
+//!
+//! A row costs one pass over it and little else: of numbers in no order, about `k` come into the best so far each time
+//! that twice as many have been seen.
 
 use candle_core::{Device, Result, Tensor, bail};
 
 use crate::{
     pool,
-    simd::{Element, Simd, dispatch, for_vectors},
+    simd::{Element, Simd, dispatch},
     view::{Floats, View},
 };
 
-/// Elements that are judged at once by their maximum.
-const BLOCK: usize = 256;
+/// Elements of a row that set the first bar, at least.
+const FIRST: usize = 256;
 /// Rows of fewer elements than this stay on this thread.
 const TASK: usize = 16 * 1024;
+/// A call of fewer rows splits each of them into up to as many parts as this: too few tasks otherwise, while each part
+/// has to find a bar of its own.
+const PARTS: usize = 4;
 
 pub(super) fn argmax(logits: &Tensor) -> Result<Tensor> {
     let members = select(logits, 1)?;
@@ -69,77 +75,115 @@ fn select(logits: &Tensor, k: usize) -> Result<Vec<Member>> {
         Ok(logits) => logits,
         Err(error) => bail!("sample: {error}"),
     };
-    let mut members = vec![0; rows * k];
-    let run = |row: usize, members: &mut [Member]| {
-        let range = row * vocabulary..(row + 1) * vocabulary;
+    let parts = if rows < PARTS { (vocabulary / TASK).clamp(1, PARTS) } else { 1 };
+    let mut members = vec![0; rows * parts * k];
+    let run = |task: usize, members: &mut [Member]| {
+        let (row, part) = (task / parts * vocabulary, task % parts);
+        let [first, end] = [part, part + 1].map(|part| part * vocabulary / parts);
+        let range = row + first..row + end;
         match logits {
-            Floats::F32(logits) => select_row(&logits[range], members),
-            Floats::Bf16(logits) => select_row(&logits[range], members),
-            Floats::F16(logits) => select_row(&logits[range], members),
+            Floats::F32(logits) => select_row(&logits[range], first, members),
+            Floats::Bf16(logits) => select_row(&logits[range], first, members),
+            Floats::F16(logits) => select_row(&logits[range], first, members),
         }
     };
     if rows * vocabulary < TASK {
-        members.chunks_exact_mut(k).enumerate().for_each(|(row, members)| run(row, members));
+        members.chunks_exact_mut(k).enumerate().for_each(|(task, members)| run(task, members));
     } else {
         pool::for_each_part(&mut members, k, run);
     }
-    Ok(members)
-}
-
-/// Keeps the best so far in a heap of twice as many, with the worst of those as the bar for the next.
-fn select_row<W: Element>(row: &[W], members: &mut [Member]) {
-    let k = members.len();
-    let capacity = (2 * k).max(64);
-    let mut kept: Vec<Member> = Vec::with_capacity(capacity);
-    let mut bar: Option<Member> = None;
-    for (index, block) in row.chunks(BLOCK).enumerate() {
-        if let Some(bar) = bar
-            && !reaches_above(block, value(bar))
-        {
-            continue;
-        }
-        for (place, number) in block.iter().enumerate() {
-            let member = member(number.widen(), index * BLOCK + place);
-            if bar.is_none_or(|bar| member > bar) {
-                if kept.len() == capacity {
-                    bar = Some(keep(&mut kept, k));
-                }
-                kept.push(member);
-            }
-        }
-        if kept.len() >= k {
-            bar = Some(keep(&mut kept, k));
-        }
+    if parts == 1 {
+        return Ok(members);
     }
-    kept.sort_unstable_by(|left, right| right.cmp(left));
-    members.copy_from_slice(&kept[..k]);
+    let best = members.chunks_exact_mut(parts * k).flat_map(|of_row| {
+        of_row.sort_unstable_by(|left, right| right.cmp(left));
+        of_row[..k].iter().copied()
+    });
+    Ok(best.collect())
 }
 
-/// Drops all but the best `k`; returns the worst of them.
-fn keep(kept: &mut Vec<Member>, k: usize) -> Member {
-    let (_, worst, _) = kept.select_nth_unstable_by(k - 1, |left, right| right.cmp(left));
-    let worst = *worst;
-    kept.truncate(k);
-    worst
+/// The best of a row, or of the part of it that begins at `first`, best first.
+fn select_row<W: Element>(row: &[W], first: usize, members: &mut [Member]) {
+    let k = members.len();
+    let (head, _) = row.split_at(row.len().min(FIRST.max(k)));
+    let mut kept = Kept { members: Vec::with_capacity((2 * k).max(64) + UNROLLED * 16 + head.len()), k };
+    kept.members.extend(head.iter().enumerate().map(|(place, number)| member(number.widen(), first + place)));
+    if head.len() < row.len() {
+        scan(row, head.len(), first, &mut kept);
+    }
+    kept.members.sort_unstable_by(|left, right| right.cmp(left));
+    members.copy_from_slice(&kept.members[..k]);
 }
+
+/// The best so far, and some that are not.
+struct Kept {
+    members: Vec<Member>,
+    k: usize,
+}
+
+impl Kept {
+    /// Drops all but the best `k`; returns the worst of them.
+    fn raise(&mut self) -> f32 {
+        let best = |left: &Member, right: &Member| right.cmp(left);
+        let (_, worst, _) = self.members.select_nth_unstable_by(self.k - 1, best);
+        let worst = value(*worst);
+        self.members.truncate(self.k);
+        worst
+    }
+
+    fn is_full(&self) -> bool {
+        self.members.len() >= (2 * self.k).max(64)
+    }
+}
+
+/// Vectors that are compared before anything is decided.
+const UNROLLED: usize = 4;
 
 dispatch! {
-    /// Whether a number of the block is above the bar, or none.
-    fn reaches_above<W: Element>(block: &[W], bar: f32) -> bool = reaches_above_with;
+    /// Takes what is above the bar from `row[start..]`; the row's ids begin at `first`.
+    fn scan<W: Element>(row: &[W], start: usize, first: usize, kept: &mut Kept) = scan_with;
 }
 
 #[inline(always)]
-fn reaches_above_with<S: Simd, W: Element>(simd: S, block: &[W], bar: f32) -> bool {
-    let (zero, one, next) = (simd.splat(0.), simd.splat(1.), simd.splat(bar.next_up()));
-    let mut found = zero;
-    for_vectors!(S, block.len(), |start, count| {
-        // SAFETY: `count` elements follow in the block.
-        let value = unsafe {
-            let from = block.as_ptr().add(start);
-            if count == S::LANES { W::load(simd, from) } else { W::load_first(simd, from, count) }
-        };
-        // Less than the next number after the bar: not above it. A NaN, in either, is not less.
-        found = simd.max(found, simd.select_less(value, next, zero, one));
-    });
-    simd.reduce_max(found) > 0.
+fn scan_with<S: Simd, W: Element>(simd: S, row: &[W], start: usize, first: usize, kept: &mut Kept) {
+    let mut bar = kept.raise();
+    let mut place = start;
+    while place < row.len() && !bar.is_nan() {
+        // What is not less than the next number after the bar is above it, or a NaN.
+        let next = simd.splat(bar.next_up());
+        let mut found = [0; UNROLLED];
+        while place + UNROLLED * S::LANES <= row.len() {
+            for (index, found) in found.iter_mut().enumerate() {
+                // SAFETY: the vectors are within the row.
+                let values = unsafe { W::load(simd, row.as_ptr().add(place + index * S::LANES)) };
+                *found = simd.not_less(values, next);
+            }
+            if found.iter().any(|found| *found != 0) {
+                break;
+            }
+            place += UNROLLED * S::LANES;
+        }
+        let is_whole = place + UNROLLED * S::LANES <= row.len();
+        if !is_whole {
+            // The rest of the row, a few vectors: not worth comparing.
+            kept.members.extend(
+                row[place..]
+                    .iter()
+                    .enumerate()
+                    .map(|(index, number)| member(number.widen(), first + place + index)),
+            );
+            return;
+        }
+        for (index, found) in found.iter_mut().enumerate() {
+            while *found != 0 {
+                let at = place + index * S::LANES + found.trailing_zeros() as usize;
+                kept.members.push(member(row[at].widen(), first + at));
+                *found &= *found - 1;
+            }
+        }
+        place += UNROLLED * S::LANES;
+        if kept.is_full() {
+            bar = kept.raise();
+        }
+    }
 }

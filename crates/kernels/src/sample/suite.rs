@@ -4,6 +4,7 @@ use candle_core::{DType, Device};
 use metal_candle_testkit::tolerance::Gate;
 
 use super::*;
+use crate::simd::{available, with_level};
 use crate::testing::{
     message, random,
     suite::{Case, Gradients, Rig, check, rigs},
@@ -138,6 +139,41 @@ fn wrong_arguments_are_named() {
         "argmax: `logits` is [4000], expected [R, V]"
     );
     assert!(message(argmax(&logits.to_dtype(DType::F64).unwrap())).contains("dtype F64"));
+}
+
+/// Rows that are read in parts, in order: the bar rises with every number, or never.
+#[test]
+fn long_rows_are_ordered_at_every_level() {
+    let count = 70_001;
+    let random = random(1, count, DType::F32).to_vec1::<f32>().unwrap();
+    let mut broken = random.clone();
+    (broken[69_990], broken[40_000]) = (f32::NAN, f32::NAN);
+    let rows: [Vec<f32>; 5] = [
+        (0..count).map(|place| place as f32).collect(),
+        (0..count).map(|place| -(place as f32)).collect(),
+        vec![f32::NEG_INFINITY; count],
+        random,
+        broken,
+    ];
+    for level in available() {
+        with_level(level, || {
+            for row in &rows {
+                let wide: Vec<f64> = row.iter().copied().map(f64::from).collect();
+                let expected = order(&wide);
+                for rows in [1, 4] {
+                    let logits = Tensor::from_slice(&row.repeat(rows), (rows, count), &Device::Cpu).unwrap();
+                    for k in [1, 50, 1024] {
+                        for ids in top_k(&logits, k).unwrap().1.to_vec2::<u32>().unwrap() {
+                            assert!(
+                                ids.iter().zip(&expected).all(|(&id, &place)| id as usize == place),
+                                "{level} {k}"
+                            );
+                        }
+                    }
+                }
+            }
+        });
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! 8 lanes in the registers of AVX2.
 
-use std::arch::x86_64::*;
+use std::arch::{asm, x86_64::*};
 
 use super::Simd;
 
@@ -138,6 +138,12 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn not_less(self, a: __m256, b: __m256) -> u32 {
+        // SAFETY: as above.
+        (unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_NLT_UQ>(a, b)) }) as u32
+    }
+
+    #[inline(always)]
     fn swap_neighbours(self, a: __m256) -> __m256 {
         // SAFETY: as above.
         unsafe { _mm256_permute_ps::<0b10_11_00_01>(a) }
@@ -266,5 +272,18 @@ impl Simd for Avx2 {
     fn prefetch<T>(self, address: *const T) {
         // SAFETY: a prefetch of any address is harmless.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+
+    #[inline(always)]
+    fn prefetch_to_write<T>(self, address: *mut T) {
+        // The intrinsic would become a plain prefetch. Where the processor lacks the instruction, it does nothing.
+        // SAFETY: as above.
+        unsafe {
+            asm!(
+                "prefetchw [{address}]",
+                address = in(reg) address,
+                options(readonly, nostack, preserves_flags)
+            );
+        }
     }
 }

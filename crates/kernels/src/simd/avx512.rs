@@ -1,6 +1,6 @@
 //! 16 lanes in the registers of AVX-512.
 
-use std::arch::x86_64::*;
+use std::arch::{asm, x86_64::*};
 
 use super::Simd;
 
@@ -85,6 +85,12 @@ impl Simd for Avx512 {
     fn select_less(self, a: __m512, b: __m512, then: __m512, otherwise: __m512) -> __m512 {
         // SAFETY: as above.
         unsafe { _mm512_mask_mov_ps(otherwise, _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), then) }
+    }
+
+    #[inline(always)]
+    fn not_less(self, a: __m512, b: __m512) -> u32 {
+        // SAFETY: as above.
+        u32::from(unsafe { _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(a, b) })
     }
 
     #[inline(always)]
@@ -217,5 +223,18 @@ impl Simd for Avx512 {
     fn prefetch<T>(self, address: *const T) {
         // SAFETY: a prefetch of any address is harmless.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+
+    #[inline(always)]
+    fn prefetch_to_write<T>(self, address: *mut T) {
+        // The intrinsic would become a plain prefetch. Where the processor lacks the instruction, it does nothing.
+        // SAFETY: as above.
+        unsafe {
+            asm!(
+                "prefetchw [{address}]",
+                address = in(reg) address,
+                options(readonly, nostack, preserves_flags)
+            );
+        }
     }
 }

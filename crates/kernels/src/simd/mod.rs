@@ -82,6 +82,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         then: Self::Vector,
         otherwise: Self::Vector,
     ) -> Self::Vector;
+    /// A bit per lane, the first lane's lowest, set where `a < b` does not hold: larger, equal, or a NaN in either.
+    fn not_less(self, a: Self::Vector, b: Self::Vector) -> u32;
     /// Lanes 2i and 2i + 1 change places.
     fn swap_neighbours(self, a: Self::Vector) -> Self::Vector;
     /// The sum of all lanes.
@@ -158,6 +160,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     /// Asks for the cache line at `address`; any address is fine.
     fn prefetch<T>(self, address: *const T);
+
+    /// Asks for the cache line at `address` to be written soon; any address is fine. A store to a line that is far away,
+    /// or that another core has, otherwise waits for it, and the stores behind it wait too.
+    fn prefetch_to_write<T>(self, address: *mut T);
 }
 
 /// Makes a function that runs a generic kernel at the current [`level`].

@@ -159,6 +159,18 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn not_less(self, a: Pair, b: Pair) -> u32 {
+        const BITS: [u32; 4] = [1, 2, 4, 8];
+        // SAFETY: as above.
+        unsafe {
+            let bits = vld1q_u32(BITS.as_ptr());
+            let [first, second] =
+                [(a.0, b.0), (a.1, b.1)].map(|(a, b)| vaddvq_u32(vbicq_u32(bits, vcltq_f32(a, b))));
+            first | second << 4
+        }
+    }
+
+    #[inline(always)]
     fn swap_neighbours(self, a: Pair) -> Pair {
         // SAFETY: as above.
         unsafe { Pair(vrev64q_f32(a.0), vrev64q_f32(a.1)) }
@@ -283,6 +295,18 @@ impl Simd for Neon {
         unsafe {
             asm!(
                 "prfm pldl1keep, [{address}]",
+                address = in(reg) address,
+                options(readonly, nostack, preserves_flags)
+            );
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch_to_write<T>(self, address: *mut T) {
+        // SAFETY: a prefetch of any address is harmless.
+        unsafe {
+            asm!(
+                "prfm pstl1keep, [{address}]",
                 address = in(reg) address,
                 options(readonly, nostack, preserves_flags)
             );

@@ -1,5 +1,7 @@
 //! 8 lanes in plain Rust, for machines without a level of their own and as a check on the others.
 
+use std::cmp::Ordering;
+
 use half::{bf16, f16};
 
 use super::Simd;
@@ -81,6 +83,12 @@ impl Simd for Portable {
     #[inline(always)]
     fn select_less(self, a: Vector, b: Vector, then: Vector, otherwise: Vector) -> Vector {
         std::array::from_fn(|lane| if a[lane] < b[lane] { then[lane] } else { otherwise[lane] })
+    }
+    #[inline(always)]
+    fn not_less(self, a: Vector, b: Vector) -> u32 {
+        (0..LANES).fold(0, |bits, lane| {
+            bits | u32::from(a[lane].partial_cmp(&b[lane]) != Some(Ordering::Less)) << lane
+        })
     }
     #[inline(always)]
     fn swap_neighbours(self, a: Vector) -> Vector {
@@ -171,6 +179,9 @@ impl Simd for Portable {
 
     #[inline(always)]
     fn prefetch<T>(self, _address: *const T) {}
+
+    #[inline(always)]
+    fn prefetch_to_write<T>(self, _address: *mut T) {}
 }
 
 /// # Safety

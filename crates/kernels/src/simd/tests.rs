@@ -8,6 +8,7 @@ dispatch! {
     unsafe fn round_trip<T: Element>(from: *const f32, narrow: *mut T, to: *mut f32, count: usize) = round_trip_with;
     fn reduce(values: &[f32]) -> (f32, f32) = reduce_with;
     fn transposes() -> bool = transposes_with;
+    fn compare(values: &[f32; 16], bar: f32) -> (u32, usize) = compare_with;
 }
 
 #[derive(Clone, Copy)]
@@ -104,6 +105,28 @@ fn transposes_with<S: Simd>(simd: S) -> bool {
         all &= (0..S::LANES).all(|row| numbers[row] == (row * 16 + column) as f32);
     }
     all
+}
+
+#[inline(always)]
+fn compare_with<S: Simd>(simd: S, values: &[f32; 16], bar: f32) -> (u32, usize) {
+    // Any address is fine.
+    simd.prefetch_to_write(std::ptr::null_mut::<f32>());
+    // SAFETY: at most 16 lanes.
+    (simd.not_less(unsafe { simd.load(values.as_ptr()) }, simd.splat(bar)), S::LANES)
+}
+
+#[test]
+fn lanes_that_are_not_less_are_marked() {
+    let mut values: [f32; 16] = std::array::from_fn(|lane| (lane * 5 % 16) as f32);
+    (values[0], values[1], values[15]) = (f32::NAN, f32::NEG_INFINITY, f32::INFINITY);
+    at_each_level(|level| {
+        for bar in [-1., 0., 7., f32::INFINITY, f32::NAN] {
+            let (found, lanes) = compare(&values, bar);
+            let is_marked = |lane: usize| values[lane].partial_cmp(&bar) != Some(std::cmp::Ordering::Less);
+            let expected = (0..lanes).fold(0, |bits, lane| bits | u32::from(is_marked(lane)) << lane);
+            assert_eq!(found, expected, "{level} {bar}");
+        }
+    });
 }
 
 fn at_each_level(check: impl Fn(Level)) {

@@ -156,12 +156,18 @@ fn scale<S: Simd>(simd: S, sum: f32, y: &mut [f32]) {
 #[inline(always)]
 fn backward_row_with<S: Simd>(simd: S, y: &[f32], dy: &[f32], dx: &mut [f32]) {
     let width = y.len();
+    let (dy, dx) = (&dy[..width], &mut dx[..width]);
     let mut sums = [simd.splat(0.); 4];
     let mut column = 0;
     while column + 4 * S::LANES <= width {
         for (index, sum) in sums.iter_mut().enumerate() {
             let column = column + index * S::LANES;
-            *sum = simd.fma(load(simd, y, column, S::LANES), load(simd, dy, column, S::LANES), *sum);
+            // What this row writes, while memory has only this to do.
+            simd.prefetch_to_write(dx.as_mut_ptr().wrapping_add(column));
+            // SAFETY: the vectors are within the rows, which are equally long.
+            *sum = unsafe {
+                simd.fma(simd.load(y.as_ptr().add(column)), simd.load(dy.as_ptr().add(column)), *sum)
+            };
         }
         column += 4 * S::LANES;
     }

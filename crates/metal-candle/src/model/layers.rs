@@ -109,11 +109,9 @@ impl Attention {
 
         let mut first = 0;
         for sequence in batch.iter_mut() {
-            let length = sequence.tokens.len();
-            let position = sequence.cache.len();
-            let (keys, values) = (keys.narrow(0, first, length)?, values.narrow(0, first, length)?);
-            sequence.cache.layer(layer).write(position, &keys, &values)?;
-            first += length;
+            let (position, rows) = (sequence.cache.len(), first..first + sequence.tokens.len());
+            first = rows.end;
+            sequence.cache.layer(layer).write(position, &keys, &values, rows)?;
         }
 
         let mut first = 0;
