@@ -81,8 +81,13 @@ impl Unit {
             Some(home) => Path::new(&home).join("bin/nvcc"),
             None => PathBuf::from("nvcc"),
         };
-        let run =
-            Command::new(&nvcc).args(OPTIONS).args(TARGETS).arg(&self.source).arg("-o").arg(&self.image).status();
+        let run = Command::new(&nvcc)
+            .args(OPTIONS)
+            .args(TARGETS)
+            .arg(&self.source)
+            .arg("-o")
+            .arg(&self.image)
+            .status();
         match run {
             Ok(status) if status.success() => fs::write(note, made_of).expect("OUT_DIR can be written"),
             Ok(status) => panic!("{} failed on {} ({status})", nvcc.display(), self.source.display()),

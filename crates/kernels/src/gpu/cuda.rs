@@ -150,7 +150,8 @@ impl Function {
         let function = module.load_function(name).w()?;
         // `BEGIN` of prelude.cuh is empty in what was compiled for older GPUs.
         const HOPPER: i32 = 90;
-        let compiled_for = function.get_attribute(CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_PTX_VERSION).w()?;
+        let compiled_for =
+            function.get_attribute(CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_PTX_VERSION).w()?;
         Ok(Self { function, waits: compiled_for >= HOPPER })
     }
 
@@ -180,7 +181,9 @@ impl Function {
         stream.context().bind_to_thread().w()?;
         let function = self.function.cu_function();
         // SAFETY: the caller's promise; the driver copies all it is given.
-        unsafe { cuLaunchKernelEx(&raw const config, function, arguments.as_mut_ptr(), null_mut()) }.result().w()
+        unsafe { cuLaunchKernelEx(&raw const config, function, arguments.as_mut_ptr(), null_mut()) }
+            .result()
+            .w()
     }
 }
 

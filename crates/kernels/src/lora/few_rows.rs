@@ -3,8 +3,8 @@
 use candle_core::{
     CudaDevice, DType, Device, Result, Tensor, bail,
     cuda_backend::cudarc::driver::sys::{
-        CUtensorMap, CUtensorMapDataType, CUtensorMapFloatOOBfill, CUtensorMapInterleave, CUtensorMapL2promotion,
-        CUtensorMapSwizzle, cuTensorMapEncodeTiled,
+        CUtensorMap, CUtensorMapDataType, CUtensorMapFloatOOBfill, CUtensorMapInterleave,
+        CUtensorMapL2promotion, CUtensorMapSwizzle, cuTensorMapEncodeTiled,
     },
 };
 
@@ -205,7 +205,12 @@ impl Plan {
 }
 
 /// How the copy engine finds boxes of so many rows of a matrix.
-fn tensor_map(dtype: DType, address: u64, (rows, inputs): (usize, usize), box_rows: usize) -> Result<[u64; 16]> {
+fn tensor_map(
+    dtype: DType,
+    address: u64,
+    (rows, inputs): (usize, usize),
+    box_rows: usize,
+) -> Result<[u64; 16]> {
     let dtype = match dtype {
         DType::F16 => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
         _ => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
