@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 
 use super::{
-    peers::Rounds,
+    peers::{self, Rounds},
     published::{self, Claim},
     result::{Row, RunResult},
     roofline::Bound,
@@ -27,6 +27,14 @@ pub(crate) struct ReportArgs {
     /// Print one result as Markdown, for an issue, instead
     #[arg(long, value_name = "FILE", conflicts_with = "check")]
     paste: Option<PathBuf>,
+
+    /// Put what benches/peers/suite.py --json wrote into a result of benches/results first, in the place of its peers
+    #[arg(long, value_name = "FILE", requires = "into", conflicts_with_all = ["check", "paste"])]
+    peers_from: Option<PathBuf>,
+
+    /// The result that --peers-from is for
+    #[arg(long, value_name = "RESULT", requires = "peers_from")]
+    into: Option<PathBuf>,
 }
 
 pub(crate) fn run(workspace: &Path, args: &ReportArgs) -> Result<ExitCode> {
@@ -34,6 +42,11 @@ pub(crate) fn run(workspace: &Path, args: &ReportArgs) -> Result<ExitCode> {
     if let Some(file) = &args.paste {
         print!("{}", paste(&RunResult::read(file)?, &claims));
         return Ok(ExitCode::SUCCESS);
+    }
+    if let Some((from, into)) = args.peers_from.as_ref().zip(args.into.as_ref()) {
+        let mut result = RunResult::read(into)?;
+        result.peers = Some(peers::read(from)?);
+        files::write_json(into, &result)?;
     }
     let text = page(&results(&workspace.join("benches/results"))?, &claims);
     let place = workspace.join("BENCHMARKS.md");
@@ -80,7 +93,7 @@ fn page(results: &[(String, RunResult)], claims: &[Claim]) -> String {
     }
     for (name, result) in results {
         text.push_str(&machine(name, result));
-        text.push_str(&peers(result));
+        text.push_str(&beside_others(result));
         text.push_str(&rows(result));
         text.push_str(&kept(result, claims));
     }
@@ -159,11 +172,16 @@ fn machine(name: &str, result: &RunResult) -> String {
     text + "\n"
 }
 
-fn peers(result: &RunResult) -> String {
+fn beside_others(result: &RunResult) -> String {
     let Some(peers) = &result.peers else { return String::new() };
-    let mut text = "\nBeside other programs, in turns; the ratio says how many times better ours is.\n\n\
-                    | comparison | shape | ours | peer | ratio | 95 % | bar |\n|---|---|---|---|--:|---|--:|\n"
-        .to_owned();
+    let origin = peers.origin.as_ref().map_or_else(String::new, |origin| {
+        let day = origin.date.split('T').next().unwrap_or_default();
+        format!(", {day} at commit {}", origin.commit.as_deref().unwrap_or("unknown"))
+    });
+    let mut text = format!(
+        "\nBeside other programs, in turns{origin}; the ratio says how many times better ours is.\n\n\
+         | comparison | shape | ours | peer | ratio | 95 % | bar |\n|---|---|---|---|--:|---|--:|\n"
+    );
     for rounds in &peers.rounds {
         text.push_str(&peer_line(rounds));
     }
@@ -263,7 +281,7 @@ fn paste(result: &RunResult, claims: &[Claim]) -> String {
     if !short.is_empty() {
         let _ = writeln!(text, "\nFalls short:\n\n- {}", short.join("\n- "));
     }
-    text.push_str(&peers(result));
+    text.push_str(&beside_others(result));
     text.push_str(&rows(result));
     text.push_str(&kept(result, claims));
     text + "\n</details>\n"

@@ -10,6 +10,9 @@ use crate::files;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Peers {
+    /// Of the driver's own run, which may be of another day than the rows.
+    #[serde(default, rename = "settings", skip_serializing_if = "Option::is_none")]
+    pub(crate) origin: Option<Origin>,
     pub(crate) peers: Vec<Peer>,
     pub(crate) rounds: Vec<Rounds>,
     /// What was asked for and is not there.
@@ -24,6 +27,13 @@ impl Peers {
             |name: &String| self.peers.iter().any(|peer| peer.name == *name && peer.status != "measured");
         self.left_out.iter().filter(move |gap| !gap.peer.as_ref().is_some_and(is_missing))
     }
+}
+
+/// When the driver measured, and the commit of our program.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Origin {
+    pub(crate) date: String,
+    pub(crate) commit: Option<String>,
 }
 
 /// A program that gave no figure for a comparison.
