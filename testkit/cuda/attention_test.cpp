@@ -21,33 +21,17 @@ struct Published {
 };
 #define ATTENTION_PUBLISH(NAME, ...) static Published NAME##_published(#NAME, (const void *)NAME, __VA_ARGS__);
 #include "attention.cu"
+#include "host.h"
 
 // -------------------------------------------------------------------------------------------- memory and launches
 
 #ifdef CUDA_EMULATION
-struct Memory {
-    char *data; size_t bytes;
-    explicit Memory(size_t bytes) : data(emulation::guarded(bytes)), bytes(bytes) {}
-    Memory(const Memory &) = delete;
-    ~Memory() { emulation::release(data, bytes); }
-    void write(const void *from) { memcpy(data, from, bytes); }
-    void read(void *to) { memcpy(to, data, bytes); }
-};
 template <class A> void launch(const std::string &name, dim3 grid, const A &arguments) {
     const Kernel &kernel = kernels().at(name);
     auto function = (void (*)(const A))kernel.function;
     emulation::launch(grid, kernel.threads, kernel.shared_bytes, [&] { function(arguments); });
 }
 #else
-#define CHECK(call) do { cudaError_t e = (call); if (e != cudaSuccess) { printf("%s: %s (line %d)\n", #call, cudaGetErrorString(e), __LINE__); exit(2); } } while (0)
-struct Memory {
-    char *data; size_t bytes;
-    explicit Memory(size_t bytes) : bytes(bytes) { CHECK(cudaMalloc(&data, bytes ? bytes : 1)); CHECK(cudaMemset(data, 0xFF, bytes)); }
-    Memory(const Memory &) = delete;
-    ~Memory() { cudaFree(data); }
-    void write(const void *from) { CHECK(cudaMemcpy(data, from, bytes, cudaMemcpyHostToDevice)); }
-    void read(void *to) { CHECK(cudaMemcpy(to, data, bytes, cudaMemcpyDeviceToHost)); }
-};
 template <class A> void launch(const std::string &name, dim3 grid, const A &arguments) {
     const Kernel &kernel = kernels().at(name);
     void *pointers[] = {(void *)&arguments};
@@ -67,15 +51,6 @@ template <class T> std::vector<T> download(Memory &memory) {
     memory.read(values.data());
     return values;
 }
-
-/// Conversions on the host: nvcc replaces what is for the device only, `narrow` and `widen`, by an exit.
-template <class T> T rounded(float value);
-template <> bf16 rounded<bf16>(float value) { return __float2bfloat16_rn(value); }
-template <> f16 rounded<f16>(float value) { return __float2half_rn(value); }
-template <> float rounded<float>(float value) { return value; }
-float number(bf16 value) { return __bfloat162float(value); }
-float number(f16 value) { return __half2float(value); }
-float number(float value) { return value; }
 
 // ------------------------------------------------------------------------------------------------------ one case
 

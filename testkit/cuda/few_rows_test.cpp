@@ -9,25 +9,9 @@
 
 #define FEW_ROWS_PUBLISH(NAME, ...) static const Launch NAME##_launch = {__VA_ARGS__};
 #include "few_rows.cu"
+#include "host.h"
 
 using namespace attention;
-
-struct Memory {
-    char *data; size_t bytes;
-    explicit Memory(size_t bytes) : data(emulation::guarded(bytes)), bytes(bytes) {}
-    Memory(const Memory &) = delete;
-    ~Memory() { emulation::release(data, bytes); }
-    void write(const void *from) { memcpy(data, from, bytes); }
-    void read(void *to) { memcpy(to, data, bytes); }
-};
-
-template <class T> T rounded(float value);
-template <> bf16 rounded<bf16>(float value) { return __float2bfloat16_rn(value); }
-template <> f16 rounded<f16>(float value) { return __float2half_rn(value); }
-template <> float rounded<float>(float value) { return value; }
-double number(bf16 value) { return __bfloat162float(value); }
-double number(f16 value) { return __half2float(value); }
-double number(float value) { return value; }
 
 /// Random numbers on the device, and what they are.
 template <class T> struct Tensor {

@@ -11,46 +11,22 @@
 
 #define TOGETHER_PUBLISH(NAME, ...) static const Launch NAME##_launch = {__VA_ARGS__};
 #include "together.cu"
+#include "host.h"
 
 using namespace attention;
 using together::Arguments;
 
 #ifdef CUDA_EMULATION
-struct Memory {
-    char *data; size_t bytes;
-    explicit Memory(size_t bytes) : data(emulation::guarded(bytes)), bytes(bytes) {}
-    Memory(const Memory &) = delete;
-    ~Memory() { emulation::release(data, bytes); }
-    void write(const void *from) { memcpy(data, from, bytes); }
-    void read(void *to) const { memcpy(to, data, bytes); }
-};
 template <class F> void start(F function, const Launch &launch, dim3 blocks, const Arguments &arguments) {
     emulation::launch(blocks, launch.threads, launch.shared_bytes, [&] { function(arguments); });
 }
 #else
-#define CHECK(call) do { cudaError_t e = (call); if (e != cudaSuccess) { printf("%s: %s (line %d)\n", #call, cudaGetErrorString(e), __LINE__); exit(2); } } while (0)
-struct Memory {
-    char *data; size_t bytes;
-    explicit Memory(size_t bytes) : bytes(bytes) { CHECK(cudaMalloc(&data, bytes)); CHECK(cudaMemset(data, 0xFF, bytes)); }
-    Memory(const Memory &) = delete;
-    ~Memory() { cudaFree(data); }
-    void write(const void *from) { CHECK(cudaMemcpy(data, from, bytes, cudaMemcpyHostToDevice)); }
-    void read(void *to) const { CHECK(cudaMemcpy(to, data, bytes, cudaMemcpyDeviceToHost)); }
-};
 template <class F> void start(F function, const Launch &launch, dim3 blocks, const Arguments &arguments) {
     CHECK(cudaFuncSetAttribute((const void *)function, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)launch.shared_bytes));
     function<<<blocks, launch.threads, launch.shared_bytes>>>(arguments);
     CHECK(cudaDeviceSynchronize());
 }
 #endif
-
-template <class T> T rounded(float value);
-template <> bf16 rounded<bf16>(float value) { return __float2bfloat16_rn(value); }
-template <> f16 rounded<f16>(float value) { return __float2half_rn(value); }
-template <> float rounded<float>(float value) { return value; }
-double number(bf16 value) { return __bfloat162float(value); }
-double number(f16 value) { return __half2float(value); }
-double number(float value) { return value; }
 
 using Values = std::vector<double>;
 

@@ -276,14 +276,16 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn prefetch_to_write<T>(self, address: *mut T) {
-        // The intrinsic would become a plain prefetch. Where the processor lacks the instruction, it does nothing.
-        // SAFETY: as above.
-        unsafe {
-            asm!(
-                "prefetchw [{address}]",
-                address = in(reg) address,
-                options(readonly, nostack, preserves_flags)
-            );
-        }
+        prefetch_to_write(address);
+    }
+}
+
+/// As [`Simd::prefetch_to_write`], for AVX-512 too.
+#[inline(always)]
+pub(super) fn prefetch_to_write<T>(address: *mut T) {
+    // The intrinsic would become a plain prefetch. Where the processor lacks the instruction, it does nothing.
+    // SAFETY: a prefetch of any address is harmless.
+    unsafe {
+        asm!("prefetchw [{address}]", address = in(reg) address, options(readonly, nostack, preserves_flags));
     }
 }

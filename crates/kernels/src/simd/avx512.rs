@@ -1,6 +1,6 @@
 //! 16 lanes in the registers of AVX-512.
 
-use std::arch::{asm, x86_64::*};
+use std::arch::x86_64::*;
 
 use super::Simd;
 
@@ -227,14 +227,6 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn prefetch_to_write<T>(self, address: *mut T) {
-        // The intrinsic would become a plain prefetch. Where the processor lacks the instruction, it does nothing.
-        // SAFETY: as above.
-        unsafe {
-            asm!(
-                "prefetchw [{address}]",
-                address = in(reg) address,
-                options(readonly, nostack, preserves_flags)
-            );
-        }
+        super::avx2::prefetch_to_write(address);
     }
 }
