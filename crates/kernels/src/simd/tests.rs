@@ -14,6 +14,7 @@ dispatch! {
 #[derive(Clone, Copy)]
 enum Function {
     Exp,
+    Weight,
     Tanh,
     Silu,
     GeluTanh,
@@ -34,6 +35,7 @@ fn apply_with<S: Simd>(simd: S, function: Function, from: &[f32], to: &mut [f32]
         let x = unsafe { simd.load_first(from.as_ptr().add(start), count) };
         let y = match function {
             Function::Exp => math::exp(simd, x),
+            Function::Weight => math::weight(simd, x),
             Function::Tanh => math::tanh(simd, x),
             Function::Silu => math::silu(simd, x),
             Function::GeluTanh => math::gelu_tanh(simd, x),
@@ -174,6 +176,21 @@ fn exp_is_accurate() {
         );
         assert_eq!(special[..7], [0.0, 0.0, 0.0, 1.0, 1.0, f32::INFINITY, f32::INFINITY], "{level}");
         assert!(special[7].is_nan(), "{level}");
+    });
+}
+
+#[test]
+fn a_weight_is_normal_or_zero() {
+    at_each_level(|level| {
+        let points = sweep(-120.0, 20.0, 100_001);
+        let (weights, exponentials) = (evaluate(Function::Weight, &points), evaluate(Function::Exp, &points));
+        for ((x, weight), exponential) in points.iter().zip(weights).zip(exponentials) {
+            let expected = if *x < -69.314_72 { 0.0 } else { exponential };
+            assert_eq!(weight, expected, "{level}: {x}");
+        }
+        let special = evaluate(Function::Weight, &[f32::NEG_INFINITY, f32::INFINITY, f32::NAN]);
+        assert_eq!(special[..2], [0.0, f32::INFINITY], "{level}");
+        assert!(special[2].is_nan(), "{level}");
     });
 }
 

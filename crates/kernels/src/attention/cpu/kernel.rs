@@ -307,11 +307,11 @@ unsafe fn softmax<S: Simd>(simd: S, work: &Work<'_>, state: &State, keys: usize,
             maxima[0] = simd.max(maxima[0], simd.load(scores.add(key * width)));
         }
         let new = simd.max(simd.max(maxima[0], maxima[1]), simd.max(maxima[2], maxima[3]));
-        let factor = math::exp(simd, simd.sub(old, new));
+        let factor = math::weight(simd, simd.sub(old, new));
         let mut total = simd.mul(simd.load(state.totals.add(lane)), factor);
         for key in 0..keys {
             let score = scores.add(key * width);
-            let weight = math::exp(simd, simd.sub(simd.load(score), new));
+            let weight = math::weight(simd, simd.sub(simd.load(score), new));
             simd.store(score, weight);
             total = simd.add(total, weight);
         }

@@ -121,7 +121,7 @@ fn d_logits<S: Simd>(simd: S, job: &Job<'_>, target: usize, log_sum: f32, row: &
         // SAFETY: the slice has a vector's length.
         unsafe {
             let logit = simd.load(place);
-            let e = math::exp(simd, simd.sub(logit, simd.splat(log_sum)));
+            let e = math::weight(simd, simd.sub(logit, simd.splat(log_sum)));
             let mut gradient = simd.sub(simd.mul(e, factor), even);
             if let Some(cap) = params.soft_cap {
                 gradient = simd.mul(gradient, tile::cap_slope(simd, logit, cap));

@@ -162,7 +162,7 @@ fn add_row<S: Simd>(
         unsafe {
             let place = row.as_mut_ptr().add(start);
             let value = simd.load(place);
-            let mut e = math::exp(simd, simd.sub(value, reference));
+            let mut e = math::weight(simd, simd.sub(value, reference));
             sum = simd.add(sum, e);
             if let Some(cap) = job.params.soft_cap {
                 let slope = tile::cap_slope(simd, value, cap);

@@ -235,7 +235,7 @@ unsafe fn bend<S: Simd>(simd: S, task: &Task<'_>, keys: usize, width: usize) {
                     let slope = simd.sub(simd.splat(1.), simd.mul(bent, bent));
                     gradient = simd.mul(gradient, slope);
                 }
-                let weight = math::exp(simd, simd.sub(score, lse));
+                let weight = math::weight(simd, simd.sub(score, lse));
                 simd.store(work.weights.add(at), weight);
                 simd.store(work.d_scores.add(at), simd.mul(weight, gradient));
             }
