@@ -22,7 +22,6 @@ pub struct Bench {
 impl Bench {
     /// On the device that `METAL_CANDLE_BENCH_DEVICE` names.
     pub fn from_environment() -> Result<Self> {
-        device::keep_freed_memory(); // as the program does
         let name = env::var(DEVICE).unwrap_or_else(|_| "cpu".to_owned());
         let device = name.parse::<DeviceChoice>().and_then(DeviceChoice::open);
         let device = device.with_context(|| format!("{DEVICE}={name}"))?;

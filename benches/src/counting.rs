@@ -1,13 +1,17 @@
 //! An allocator that counts, where it is asked to.
 
 use std::{
-    alloc::{GlobalAlloc, Layout, System},
+    alloc::{GlobalAlloc, Layout},
     sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed},
 };
 
-/// The system's allocator. While [`count`] runs something, it counts the allocations of all threads; at other times that
+use metal_candle::device::Allocator;
+
+/// The program's allocator. While [`count`] runs something, it counts the allocations of all threads; at other times that
 /// costs one read.
 pub(crate) struct CountingAllocator;
+
+static PROGRAMS: Allocator = Allocator::new();
 
 /// What was allocated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,31 +56,31 @@ fn given_back(bytes: usize) {
     }
 }
 
-// SAFETY: every call goes to the system's allocator unchanged; counting allocates nothing.
+// SAFETY: every call goes to the program's allocator unchanged; counting allocates nothing.
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         taken(layout.size());
         // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
+        unsafe { PROGRAMS.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         taken(layout.size());
         // SAFETY: the caller keeps the contract of `alloc_zeroed`.
-        unsafe { System.alloc_zeroed(layout) }
+        unsafe { PROGRAMS.alloc_zeroed(layout) }
     }
 
     unsafe fn dealloc(&self, start: *mut u8, layout: Layout) {
         given_back(layout.size());
-        // SAFETY: the caller keeps the contract of `dealloc`, and the memory is the system's.
-        unsafe { System.dealloc(start, layout) }
+        // SAFETY: the caller keeps the contract of `dealloc`, and the memory is of that allocator.
+        unsafe { PROGRAMS.dealloc(start, layout) }
     }
 
     unsafe fn realloc(&self, start: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         given_back(layout.size());
         taken(size);
-        // SAFETY: the caller keeps the contract of `realloc`, and the memory is the system's.
-        unsafe { System.realloc(start, layout, size) }
+        // SAFETY: the caller keeps the contract of `realloc`, and the memory is of that allocator.
+        unsafe { PROGRAMS.realloc(start, layout, size) }
     }
 }
 

@@ -31,8 +31,10 @@ use crate::{
     console::Console,
 };
 
+#[global_allocator]
+static ALLOCATOR: metal_candle::device::Allocator = metal_candle::device::Allocator::new();
+
 fn main() -> ExitCode {
-    metal_candle::device::keep_freed_memory();
     let line = CommandLine::parse();
     let console = Console::new(line.quiet);
     let ready = interrupt::install(line.quiet).and_then(|()| tracing::begin(line.trace.as_deref(), &console));

@@ -1,6 +1,9 @@
-//! Large memory: vectors on huge pages, and files mapped into memory.
+//! Large memory: tensors and vectors on huge pages, and files mapped into memory.
 //!
 //! Everything here is about resident memory and page faults, and all of it has a safe interface.
+
+mod allocator;
+mod ranges;
 
 use std::alloc::{Layout, alloc_zeroed};
 use std::fs::File;
@@ -9,6 +12,8 @@ use std::ops::Range;
 use std::time::Instant;
 
 use half::{bf16, f16};
+
+pub use allocator::Allocator;
 
 use crate::pool;
 
@@ -49,19 +54,6 @@ pub fn huge_vec<T: Plain>(len: usize) -> io::Result<Vec<T>> {
     // SAFETY: `start` comes from the global allocator with the layout of `len` values of `T`, and its
     // zeros are `len` valid values because `T` is `Plain`.
     Ok(unsafe { Vec::from_raw_parts(start.cast::<T>(), len, len) })
-}
-
-/// Has the allocator keep what is freed, for the next tensor, instead of giving it back to the system at once: up to
-/// 256 MiB. Tensors of megabytes are made and dropped all the time, and to clear their pages anew can take longer than
-/// to compute them. For the start of a program: it sets the whole process, and only on Linux with the GNU C library.
-pub fn keep_freed_memory() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: mallopt takes numbers and may be called at any time.
-    unsafe {
-        // The most that the allocator lets stand here: larger blocks come from the system each time.
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, 256 << 20);
-    }
 }
 
 /// The memory of `values` as bytes, in the machine's (little-endian) order.

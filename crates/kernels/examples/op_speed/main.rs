@@ -14,9 +14,11 @@ use std::time::Instant;
 
 use candle_core::{Device, Result, Shape, Tensor};
 
+/// As our program has it.
+#[global_allocator]
+static ALLOCATOR: metal_candle_kernels::memory::Allocator = metal_candle_kernels::memory::Allocator::new();
+
 fn main() -> Result<()> {
-    // As our program does.
-    metal_candle_kernels::memory::keep_freed_memory();
     for op in std::env::args().skip(1) {
         match op.as_str() {
             "adamw" => optimizer::adamw()?,
