@@ -93,8 +93,8 @@ impl<'a, T> Disjoint<'a, T> {
         Self { start: slice.as_mut_ptr(), length: slice.len(), _slice: std::marker::PhantomData }
     }
 
-    /// Where an element would be, to prefetch it.
-    pub(crate) fn address(&self, index: usize) -> *const T {
+    /// Where an element would be: to prefetch it, or to write what nobody else uses.
+    pub(crate) fn address(&self, index: usize) -> *mut T {
         self.start.wrapping_add(index)
     }
 

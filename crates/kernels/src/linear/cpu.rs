@@ -178,6 +178,16 @@ impl Product<'_> {
         self.gate.iter().map(|(gate, _)| gate).chain([&self.layer])
     }
 
+    /// Whether the sums are the result.
+    pub(super) fn is_plain(&self) -> bool {
+        self.gate.is_none() && self.layer.bias.is_none() && !self.adds
+    }
+
+    /// Where columns of a row of the result begin, and how far it is to the next row.
+    pub(super) fn place(&self, row: usize, column: usize) -> (*mut f32, usize) {
+        (self.result.address(row * self.outputs + column).cast(), self.outputs)
+    }
+
     /// Fetches the place of `count` columns of `row`, which will be written soon.
     #[inline(always)]
     pub(super) fn prefetch<S: Simd>(&self, simd: S, row: usize, column: usize, count: usize) {

@@ -14,8 +14,9 @@ use crate::{
 /// The most steps along K that are packed at once: a panel of them stays in the second-level cache.
 const DEPTH: usize = 1024;
 
-/// The most panels that a task multiplies with each block of `x`, while a cache holds the block.
-const PANELS: usize = 4;
+/// The most packed weights of a task, whose panels are multiplied with each block of `x` while a cache holds the block:
+/// half a megabyte stays in the second-level cache.
+const WEIGHTS: usize = 1 << 17;
 
 /// Panels are grouped only as far as this many groups per thread remain, so that none waits long at the end.
 const GROUPS_PER_THREAD: usize = 6;
@@ -55,7 +56,9 @@ pub(super) fn run(call: &Call<'_>) {
     let outputs: usize = call.products.iter().map(|product| product.layers().count() * product.outputs).sum();
     let is_alone = call.rows * call.inputs * outputs <= ALONE;
     let threads = if is_alone { 1 } else { pool::threads() };
-    let group = (panels / (threads * GROUPS_PER_THREAD)).clamp(1, PANELS);
+    let depth = call.inputs.div_ceil(call.inputs.div_ceil(DEPTH).max(1));
+    let most = (WEIGHTS / (depth * columns).max(1)).clamp(1, panels.max(1));
+    let group = (panels / (threads * GROUPS_PER_THREAD)).clamp(1, most);
     let groups = panels.div_ceil(group).max(1);
     // Splitting rows costs packing the weights several times, so it is the last resort.
     let wanted = (threads * TASKS_PER_THREAD).div_ceil(groups);
@@ -71,7 +74,6 @@ pub(super) fn run(call: &Call<'_>) {
             }
         }
     }
-    let depth = call.inputs.div_ceil(call.inputs.div_ceil(DEPTH).max(1));
     with_scratch(call.rows * call.inputs, |packed| {
         pack_input(call, blocks, is_alone, packed);
         let packed = &*packed;
@@ -176,12 +178,17 @@ fn pack_columns_with<S: Simd>(
     (first, end): (usize, usize),
     to: &mut [f32],
 ) {
-    let start = blocks.start(first);
+    let mut starts = [0; COLUMN_BLOCKS + 1];
+    for (start, block) in starts.iter_mut().zip(first..=end) {
+        *start = blocks.start(block);
+    }
+    let starts = &starts[..=end - first];
     for input in 0..call.inputs {
-        for block in first..end {
-            let (row, rows) = (blocks.start(block), blocks.start(block + 1) - blocks.start(block));
-            let from = &call.x[input * call.x_stride + row..][..rows];
-            let to = &mut to[(row - start) * call.inputs + input * rows..][..rows];
+        let x = &call.x[input * call.x_stride..][..blocks.rows];
+        for edges in starts.windows(2) {
+            let (row, rows) = (edges[0], edges[1] - edges[0]);
+            let from = &x[row..row + rows];
+            let to = &mut to[(row - starts[0]) * call.inputs + input * rows..][..rows];
             // SAFETY: both slices hold the block's rows, which are no more than a vector's lanes.
             unsafe { simd.store_first(to.as_mut_ptr(), simd.load_first(from.as_ptr(), rows), rows) };
         }
@@ -254,20 +261,25 @@ fn pack_steps<S: Simd, W: Element>(
         let row = &weight[(start + step) * outputs + task.column..][..task.columns];
         // The next steps lie in other pages, beyond what the hardware fetches by itself.
         let ahead = row.as_ptr().wrapping_add(STEPS_AHEAD * outputs);
-        for column in (0..task.columns).step_by(S::LANES) {
-            let (panel, rest) = (column / stride, column % stride);
-            let width = S::LANES.min(task.columns - column);
+        let mut to = weights[step * stride..].as_mut_ptr();
+        for column in (0..task.columns).step_by(stride) {
+            let from = row.as_ptr().wrapping_add(column);
             simd.prefetch(ahead.wrapping_add(column));
-            // SAFETY: `width` numbers remain in the row; the panels were checked above.
+            simd.prefetch(ahead.wrapping_add(column + S::LANES));
+            // SAFETY: the row has the columns that are loaded; the panels were checked above.
             unsafe {
-                let to = weights.as_mut_ptr().add((panel * count + step) * stride + rest);
-                let values = if width == S::LANES {
-                    W::load(simd, row.as_ptr().add(column))
+                let [left, right] = if column + stride <= task.columns {
+                    [W::load(simd, from), W::load(simd, from.add(S::LANES))]
                 } else {
-                    W::load_first(simd, row.as_ptr().add(column), width)
+                    let width = task.columns - column;
+                    let left = S::LANES.min(width);
+                    let right = W::load_first(simd, from.wrapping_add(S::LANES), width - left);
+                    [W::load_first(simd, from, left), right]
                 };
-                simd.store(to, values);
+                simd.store(to, left);
+                simd.store(to.add(S::LANES), right);
             }
+            to = to.wrapping_add(count * stride);
         }
     }
 }
@@ -332,6 +344,8 @@ fn multiply_blocks<S: Simd>(
     assert!(weights.len() >= panels * count * columns && sums.len() >= panels * rows * columns);
     assert!(packed.len() == call.rows * call.inputs);
     let is_last = start + count == call.inputs;
+    // Nothing is added to such sums: they go where the result is.
+    let is_plain = start == 0 && is_last && task.product.is_plain();
     for block in task.first_block..task.end_block {
         let (first, end) = (blocks.start(block), blocks.start(block + 1));
         let rows = end - first;
@@ -347,6 +361,11 @@ fn multiply_blocks<S: Simd>(
                 let width = width.min(task.columns - panel * width);
                 if is_last {
                     (first..end).for_each(|row| task.product.prefetch(simd, row, column, width));
+                }
+                if is_plain && width == columns {
+                    let c = task.product.place(first, column);
+                    multiply(simd, rows, count, a, (b, columns), c, false);
+                    continue;
                 }
                 multiply(simd, rows, count, a, (b, columns), (c, columns), start > 0);
                 if is_last {

@@ -6,7 +6,7 @@
 use crate::simd::{Element, Simd};
 
 /// How many steps ahead of its use the left operand is fetched: packed, its rows lie side by side.
-const AHEAD: usize = 16;
+const AHEAD: usize = 40;
 
 /// The most rows that [`multiply`] takes.
 pub(crate) const fn tile_rows<S: Simd>() -> usize {
