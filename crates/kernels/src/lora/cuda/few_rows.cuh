@@ -168,8 +168,7 @@ __device__ __forceinline__ void multiply(const Arguments &g, Barriers barriers, 
         for (u32 half = 0; half < 2; half++)
             *reinterpret_cast<float2 *>(to + (lane / 4 + 8 * half) * g.columns + column + 8 * n + lane % 4 * 2) =
                 make_float2(sums[n][2 * half], sums[n][2 * half + 1]);
-    __syncwarp();
-    if (lane == 0) barrier_arrive(barriers.sums());
+    barrier_arrive(barriers.sums());
 }
 
 /// Sums of eight values over a warp: the lanes 4 i … 4 i + 3 get the sum of value i.
@@ -341,7 +340,7 @@ template <typename T, typename S> __device__ __forceinline__ void few_rows(const
             barrier_start(barriers.full(stage), 1);
             barrier_start(barriers.empty(stage), multiplying);
         }
-        barrier_start(barriers.sums(), multiplying);
+        barrier_start(barriers.sums(), multiplying * WARP);
         barriers_started();
     }
     __syncthreads();
