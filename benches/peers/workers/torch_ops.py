@@ -62,7 +62,8 @@ def lm_head_loss(case, single):
     """Logits and the sum of losses; backward: with the gradient of the hidden states, the head frozen."""
     sizes, _ = case.split()
     tokens, width, vocabulary = map(int, sizes.split("x"))
-    weight, hidden = torch.randn(vocabulary, width), torch.randn(tokens, width)
+    # Logits as models have them.
+    weight, hidden = torch.randn(vocabulary, width) / width**0.5, torch.randn(tokens, width)
     targets = torch.randint(0, vocabulary, (tokens,))
 
     def loss():

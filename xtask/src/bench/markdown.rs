@@ -10,10 +10,12 @@ use anyhow::{Result, ensure};
 use clap::Args;
 
 use super::{
+    detector::Verdict,
     peers::{self, Rounds},
-    published::{self, Claim},
-    result::{Row, RunResult},
+    published::Claim,
+    result::{CheckedClaim, Row, RunResult},
     roofline::Bound,
+    statistics::Interval,
     units,
 };
 use crate::files;
@@ -38,9 +40,8 @@ pub(crate) struct ReportArgs {
 }
 
 pub(crate) fn run(workspace: &Path, args: &ReportArgs) -> Result<ExitCode> {
-    let claims = published::claims(workspace)?;
     if let Some(file) = &args.paste {
-        print!("{}", paste(&RunResult::read(file)?, &claims));
+        print!("{}", paste(&RunResult::read(file)?));
         return Ok(ExitCode::SUCCESS);
     }
     if let Some((from, into)) = args.peers_from.as_ref().zip(args.into.as_ref()) {
@@ -48,7 +49,7 @@ pub(crate) fn run(workspace: &Path, args: &ReportArgs) -> Result<ExitCode> {
         result.peers = Some(peers::read(from)?);
         files::write_json(into, &result)?;
     }
-    let text = page(&results(&workspace.join("benches/results"))?, &claims);
+    let text = page(&results(&workspace.join("benches/results"))?);
     let place = workspace.join("BENCHMARKS.md");
     if !args.check {
         files::write(&place, text.as_bytes())?;
@@ -74,12 +75,12 @@ fn results(folder: &Path) -> Result<Vec<(String, RunResult)>> {
     Ok(results)
 }
 
-fn page(results: &[(String, RunResult)], claims: &[Claim]) -> String {
+fn page(results: &[(String, RunResult)]) -> String {
     let mut text = "# Benchmarks\n\nMade by `cargo xtask bench report` from `benches/results`; nothing here is typed by hand.\n\
                     [docs/benchmarks.md](docs/benchmarks.md) says how it is measured and how to repeat it.\n\n"
         .to_owned();
     let short: Vec<String> =
-        results.iter().flat_map(|(name, result)| shortfalls(name, result, claims)).collect();
+        results.iter().flat_map(|(name, result)| shortfalls(name, result)).collect();
     text.push_str("## What falls short\n\n");
     if short.is_empty() {
         text.push_str(if results.is_empty() {
@@ -95,13 +96,13 @@ fn page(results: &[(String, RunResult)], claims: &[Claim]) -> String {
         text.push_str(&machine(name, result));
         text.push_str(&beside_others(result));
         text.push_str(&rows(result));
-        text.push_str(&kept(result, claims));
+        text.push_str(&kept(result));
     }
     text
 }
 
 /// Every bar, published figure and claim that is missed.
-fn shortfalls(name: &str, result: &RunResult, claims: &[Claim]) -> Vec<String> {
+fn shortfalls(name: &str, result: &RunResult) -> Vec<String> {
     let mut short = Vec::new();
     for rounds in result.peers.iter().flat_map(|peers| &peers.rounds).filter(|rounds| rounds.is_below()) {
         let ratio = rounds.ratio.map_or(f64::NAN, |ratio| ratio.estimate);
@@ -131,19 +132,27 @@ fn shortfalls(name: &str, result: &RunResult, claims: &[Claim]) -> Vec<String> {
             units::digits(times)
         ));
     }
-    for claim in claims {
-        if let Some(ratio) = ratio(result, claim).filter(|ratio| *ratio > claim.at_most) {
-            short.push(format!(
-                "{name}: {}: {ratio:.3}, at most {} is claimed (`{}` ÷ `{}`)",
-                claim.text, claim.at_most, claim.row, claim.over
-            ));
-        }
+    for claim in result.claims.iter().filter(|claim| claim.verdict != Verdict::Clear) {
+        let shown = match claim.verdict {
+            Verdict::Undecided => "not decided by",
+            _ => "not so by",
+        };
+        short.push(format!(
+            "{name}: {}: {shown} {} pairs in turns, {} where at most {} is claimed (`{}` ÷ `{}`)",
+            claim.claim.text,
+            claim.pairs,
+            ratio(claim),
+            claim.claim.at_most,
+            claim.claim.row,
+            claim.claim.over
+        ));
     }
     short
 }
 
-fn ratio(result: &RunResult, claim: &Claim) -> Option<f64> {
-    Some(result.row(&claim.row)?.median_ns / result.row(&claim.over)?.median_ns)
+fn ratio(claim: &CheckedClaim) -> String {
+    let Interval { estimate, low, high } = claim.ratio;
+    format!("{estimate:.3} ({low:.3} – {high:.3})")
 }
 
 fn machine(name: &str, result: &RunResult) -> String {
@@ -253,29 +262,29 @@ fn faster(row: &Row) -> String {
 }
 
 /// Claims about ratios of rows.
-fn kept(result: &RunResult, claims: &[Claim]) -> String {
-    let measured: Vec<(&Claim, f64)> =
-        claims.iter().filter_map(|claim| Some((claim, ratio(result, claim)?))).collect();
-    if measured.is_empty() {
+fn kept(result: &RunResult) -> String {
+    if result.claims.is_empty() {
         return String::new();
     }
-    let mut text = "\n| claim | ratio | at most |\n|---|--:|--:|\n".to_owned();
-    for (claim, ratio) in measured {
-        let mark = if ratio > claim.at_most { " ✗" } else { "" };
-        let _ = writeln!(
-            text,
-            "| {} (`{}` ÷ `{}`) | {ratio:.3}{mark} | {} |",
-            claim.text, claim.row, claim.over, claim.at_most
-        );
+    let mut text = "\n| claim | ratio, 95 % | at most | pairs in turns |\n|---|--:|--:|--:|\n".to_owned();
+    for claim in &result.claims {
+        let mark = match claim.verdict {
+            Verdict::Clear => "",
+            Verdict::Regression => " ✗",
+            Verdict::Undecided => " ?",
+        };
+        let pairs = if claim.pairs > 0 { claim.pairs.to_string() } else { String::new() };
+        let Claim { row, over, at_most, text: what } = &claim.claim;
+        let _ = writeln!(text, "| {what} (`{row}` ÷ `{over}`) | {}{mark} | {at_most} | {pairs} |", ratio(claim));
     }
     text
 }
 
 /// One result for an issue.
-fn paste(result: &RunResult, claims: &[Claim]) -> String {
+fn paste(result: &RunResult) -> String {
     let name = result.environment.gpu.clone().filter(|_| result.device != "cpu");
     let name = name.unwrap_or_else(|| result.environment.cpu.clone());
-    let short = shortfalls(&name, result, claims);
+    let short = shortfalls(&name, result);
     let mut text = format!("<details><summary>metal-candle benches: {name}</summary>\n");
     text.push_str(&machine(&name, result));
     if !short.is_empty() {
@@ -283,7 +292,7 @@ fn paste(result: &RunResult, claims: &[Claim]) -> String {
     }
     text.push_str(&beside_others(result));
     text.push_str(&rows(result));
-    text.push_str(&kept(result, claims));
+    text.push_str(&kept(result));
     text + "\n</details>\n"
 }
 
@@ -302,21 +311,23 @@ mod tests {
         (forbidden.share_of_limit, forbidden.bound) = (Some(0.5), Some(Bound::Memory));
         let mut possible = Row { row: "a/possible".into(), ..forbidden.clone() };
         possible.share_of_limit = Some(0.2);
-        RunResult { rows: vec![slow, fast, forbidden, possible], ..RunResult::default() }
+        let claim = |row: &str, at_most, estimate, verdict| CheckedClaim {
+            claim: Claim { row: row.into(), over: "a/over".into(), at_most, text: format!("{row} is fast") },
+            ratio: Interval { estimate, low: estimate - 0.01, high: estimate + 0.01 },
+            pairs: 20,
+            verdict,
+        };
+        let claims = vec![
+            claim("a/slow", 2.0, 4.0, Verdict::Regression),
+            claim("a/open", 1.0, 1.005, Verdict::Undecided),
+            claim("a/fast", 1.0, 0.5, Verdict::Clear),
+        ];
+        RunResult { rows: vec![slow, fast, forbidden, possible], claims, ..RunResult::default() }
     }
 
     #[test]
     fn what_falls_short_comes_first_and_nothing_else_does() {
-        let claims = [
-            Claim {
-                row: "a/slow".into(),
-                over: "a/fast".into(),
-                at_most: 2.0,
-                text: "slow is not too slow".into(),
-            },
-            Claim { row: "a/fast".into(), over: "a/slow".into(), at_most: 1.0, text: "fast is fast".into() },
-        ];
-        let text = page(&[("machine".into(), result())], &claims);
+        let text = page(&[("machine".into(), result())]);
         let short = text.split("## machine").next().unwrap();
         assert!(short.contains("`a/slow` takes 200 ns, published 100 ns (other 1.0): 0.50×"), "{short}");
         let limit = "; forbidden by this machine's limit, 200 ns for what the row moves\n";
@@ -328,13 +339,16 @@ mod tests {
             short.contains("`a/possible` takes 400 ns, published 100 ns (other 1.0): 0.25×\n"),
             "{short}"
         );
-        assert!(short.contains("slow is not too slow: 4.000, at most 2"), "{short}");
-        assert!(!short.contains("a/fast` takes") && !short.contains("fast is fast"), "{short}");
+        let broken = "a/slow is fast: not so by 20 pairs in turns, 4.000 (3.990 – 4.010) where at most 2 is claimed";
+        assert!(short.contains(broken), "{short}");
+        assert!(short.contains("a/open is fast: not decided by 20 pairs in turns, 1.005"), "{short}");
+        assert!(!short.contains("a/fast` takes") && !short.contains("a/fast is fast"), "{short}");
+        assert!(text.contains("| 0.500 (0.490 – 0.510) | 1 | 20 |"), "{text}");
         assert!(text.contains("| `a/fast` | 50.0 ns |") && text.contains("| 2.00× |"), "{text}");
     }
 
     #[test]
     fn a_tree_without_results_says_so() {
-        assert!(page(&[], &[]).contains("Nothing is measured yet."));
+        assert!(page(&[]).contains("Nothing is measured yet."));
     }
 }

@@ -11,6 +11,7 @@ use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 
 mod baseline;
+mod claims;
 mod compare;
 mod criterion;
 mod detector;
@@ -115,7 +116,7 @@ struct MeasureArgs {
     #[arg(long, value_name = "SHARE", default_value_t = 0.02)]
     tolerance: f64,
 
-    /// Seconds that the confirmation of one suspect may take
+    /// Seconds that the confirmation of one suspect or claim may take
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     patience: u64,
 
@@ -193,13 +194,15 @@ fn run_measurement(workspace: &Path, args: &MeasureArgs) -> Result<ExitCode> {
     let load_before = environment::load();
     let limits = probe(&programs, &session.setup)?;
     let measured = session.measure()?;
+    let patience = Duration::from_secs(args.patience);
     let comparison = baseline
         .as_ref()
         .map(|baseline| {
             let rules = Rules { tolerance: args.tolerance, ..Rules::default() };
-            compare::compare(&mut session, &measured, baseline, &rules, Duration::from_secs(args.patience))
+            compare::compare(&mut session, &measured, baseline, &rules, patience)
         })
         .transpose()?;
+    let claims = claims::check(&mut session, &measured, published::claims(workspace)?, patience)?;
     let limits = match (limits, probe(&programs, &session.setup)?) {
         (Some(before), Some(after)) => Some(before.best(&after)),
         (before, after) => before.or(after),
@@ -223,6 +226,7 @@ fn run_measurement(workspace: &Path, args: &MeasureArgs) -> Result<ExitCode> {
         rows: rows(workspace, &session, measured, limits.as_ref())?,
         limits,
         comparison,
+        claims,
         peers,
     };
     finish(&results, args, started, &result, &programs)

@@ -16,7 +16,7 @@ pub(crate) struct Published {
 }
 
 /// `time(row) / time(over)` is to be at most this.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Claim {
     pub(crate) row: String,
     pub(crate) over: String,

@@ -9,7 +9,7 @@ use super::{
     detector::Verdict,
     environment::Environment,
     peers::Peers,
-    published::Published,
+    published::{Claim, Published},
     roofline::{Bound, Limits},
     statistics::{Interval, median, median_interval, spread},
 };
@@ -35,6 +35,8 @@ pub(crate) struct RunResult {
     pub(crate) limits: Option<Limits>,
     pub(crate) rows: Vec<Row>,
     pub(crate) comparison: Option<Comparison>,
+    #[serde(default)]
+    pub(crate) claims: Vec<CheckedClaim>,
     pub(crate) peers: Option<Peers>,
 }
 
@@ -153,6 +155,17 @@ pub(crate) struct ComparedRow {
     pub(crate) suspect: bool,
     /// Pairs of the confirmation.
     pub(crate) pairs: usize,
+    pub(crate) verdict: Verdict,
+}
+
+/// A claim whose rows were measured.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct CheckedClaim {
+    pub(crate) claim: Claim,
+    /// Row ÷ over with its 95 % interval; of the pairs that ran in turns where there were any.
+    pub(crate) ratio: Interval,
+    pub(crate) pairs: usize,
+    /// A regression: shown not to hold.
     pub(crate) verdict: Verdict,
 }
 

@@ -167,6 +167,20 @@ impl Session {
         }
     }
 
+    /// A process of each of two rows, in an order that a coin decides.
+    pub(crate) fn pair_of(&mut self, row: &str, over: &str) -> Result<Pair> {
+        let paths = [row, over].map(|row| self.group_of(row).map(|group| group.path.clone()));
+        let [row_path, over_path] = paths;
+        let (row_path, over_path) = (row_path?, over_path?);
+        if self.random.coin() {
+            let time = self.time(&row_path, row, Side::New)?;
+            Ok((time, self.time(&over_path, over, Side::New)?))
+        } else {
+            let time = self.time(&over_path, over, Side::New)?;
+            Ok((self.time(&row_path, row, Side::New)?, time))
+        }
+    }
+
     /// One more process of the row's group in the new program: alone in a process, a row would find other caches and another
     /// heap than when it was recorded.
     pub(crate) fn again(&self, row: &str) -> Result<f64> {

@@ -15,7 +15,9 @@ const LOSSES: [(usize, usize, usize); 2] = [(512, 896, 151_936), (16, 896, 151_9
 pub(crate) fn lm_head_loss() -> Result<()> {
     for (tokens, width, vocabulary) in LOSSES {
         for dtype in [DType::F32, DType::BF16] {
-            let head = Projection { weight: random((vocabulary, width))?.to_dtype(dtype)?, bias: None };
+            // Logits as models have them: exponentials of others are numbers too small to be normal, or nothing.
+            let weight = (random((vocabulary, width))? / (width as f64).sqrt())?;
+            let head = Projection { weight: weight.to_dtype(dtype)?, bias: None };
             let hidden = random((tokens, width))?;
             let targets: Vec<u32> = (0..tokens).map(|token| (token * 7919 % vocabulary) as u32).collect();
             let case = format!("{tokens}x{width}x{vocabulary} {}", dtype.as_str());
