@@ -5,7 +5,7 @@ use std::{cell::OnceCell, env, sync::Arc};
 use anyhow::{Context as _, Result};
 use candle_core::{DType, Device, Shape, Tensor};
 use metal_candle::{
-    device::{self, DeviceChoice},
+    device::DeviceChoice,
     model::{Model, weights::Weights},
 };
 

@@ -5,9 +5,7 @@ use std::{fmt, str::FromStr};
 use candle_core::utils::{cuda_is_available, metal_is_available};
 pub use candle_core::{DType, Device};
 pub use metal_candle_kernels::device_memory::DeviceMemory;
-pub use metal_candle_kernels::memory::{
-    Allocator, BandwidthProbe, peak_resident_bytes, physical_bytes,
-};
+pub use metal_candle_kernels::memory::{Allocator, BandwidthProbe, peak_resident_bytes, physical_bytes};
 use metal_candle_kernels::{cuda_libraries, device_memory, pool, simd};
 
 /// The exact version of candle underneath.

@@ -79,8 +79,7 @@ fn page(results: &[(String, RunResult)]) -> String {
     let mut text = "# Benchmarks\n\nMade by `cargo xtask bench report` from `benches/results`; nothing here is typed by hand.\n\
                     [docs/benchmarks.md](docs/benchmarks.md) says how it is measured and how to repeat it.\n\n"
         .to_owned();
-    let short: Vec<String> =
-        results.iter().flat_map(|(name, result)| shortfalls(name, result)).collect();
+    let short: Vec<String> = results.iter().flat_map(|(name, result)| shortfalls(name, result)).collect();
     text.push_str("## What falls short\n\n");
     if short.is_empty() {
         text.push_str(if results.is_empty() {
@@ -275,7 +274,8 @@ fn kept(result: &RunResult) -> String {
         };
         let pairs = if claim.pairs > 0 { claim.pairs.to_string() } else { String::new() };
         let Claim { row, over, at_most, text: what } = &claim.claim;
-        let _ = writeln!(text, "| {what} (`{row}` ÷ `{over}`) | {}{mark} | {at_most} | {pairs} |", ratio(claim));
+        let _ =
+            writeln!(text, "| {what} (`{row}` ÷ `{over}`) | {}{mark} | {at_most} | {pairs} |", ratio(claim));
     }
     text
 }
@@ -339,7 +339,8 @@ mod tests {
             short.contains("`a/possible` takes 400 ns, published 100 ns (other 1.0): 0.25×\n"),
             "{short}"
         );
-        let broken = "a/slow is fast: not so by 20 pairs in turns, 4.000 (3.990 – 4.010) where at most 2 is claimed";
+        let broken =
+            "a/slow is fast: not so by 20 pairs in turns, 4.000 (3.990 – 4.010) where at most 2 is claimed";
         assert!(short.contains(broken), "{short}");
         assert!(short.contains("a/open is fast: not decided by 20 pairs in turns, 1.005"), "{short}");
         assert!(!short.contains("a/fast` takes") && !short.contains("a/fast is fast"), "{short}");

@@ -198,7 +198,10 @@ unsafe impl GlobalAlloc for Allocator {
         }
         // SAFETY: the caller promises a new size that makes a layout.
         let new_layout = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
-        if !self.owns(block) && !is_large(new_layout) && aligned(new_layout).align() == aligned(layout).align() {
+        if !self.owns(block)
+            && !is_large(new_layout)
+            && aligned(new_layout).align() == aligned(layout).align()
+        {
             // SAFETY: the block is the system's, with this layout.
             return unsafe { System.realloc(block, aligned(layout), new_size) };
         }

@@ -1,8 +1,8 @@
 //! The row norms of a weight with its adapter: the sum `W + scale · B · A` exists one tile at a time.
 
-use super::products::tile;
+use super::products::{Blocks, tile};
 use crate::{
-    linear::microkernel::{Left, multiply, tile_columns, tile_rows},
+    linear::microkernel::{multiply, tile_columns, tile_rows},
     output::{Output, filled},
     pool,
     scratch::with_scratch,
@@ -23,18 +23,19 @@ pub(super) fn row_norms(
     inputs: usize,
     outputs: usize,
 ) -> Vec<f32> {
-    let scaled: Vec<f32> = b.iter().map(|&b| b * scale).collect();
     let run = |to: Output<f32>| {
         pool::for_each(outputs.div_ceil(ROWS), &|task| {
             let (first, end) = (task * ROWS, outputs.min((task + 1) * ROWS));
-            let b = &scaled[first * rank..end * rank];
+            let b = &b[first * rank..end * rank];
             // SAFETY: each task has rows of its own.
             let norms = unsafe { std::slice::from_raw_parts_mut(to.at(first), end - first) };
             let (most, panel) = tile();
-            with_scratch((rank + most) * panel, |scratch| match weight.slice(first * inputs..end * inputs) {
-                Floats::F32(w) => norms_of(w, a, b, rank, inputs, norms, scratch),
-                Floats::Bf16(w) => norms_of(w, a, b, rank, inputs, norms, scratch),
-                Floats::F16(w) => norms_of(w, a, b, rank, inputs, norms, scratch),
+            with_scratch((rank + most) * panel + b.len(), |scratch| {
+                match weight.slice(first * inputs..end * inputs) {
+                    Floats::F32(w) => norms_of(w, a, b, scale, rank, norms, scratch),
+                    Floats::Bf16(w) => norms_of(w, a, b, scale, rank, norms, scratch),
+                    Floats::F16(w) => norms_of(w, a, b, scale, rank, norms, scratch),
+                }
             });
         });
     };
@@ -44,7 +45,8 @@ pub(super) fn row_norms(
 
 dispatch! {
     fn norms_of<W: Element>(
-        weight: &[W], a: &[f32], b: &[f32], rank: usize, inputs: usize, norms: &mut [f32], scratch: &mut [f32],
+        weight: &[W], a: &[f32], b: &[f32], scale: f32, rank: usize, norms: &mut [f32],
+        scratch: &mut [f32],
     ) = norms_of_with;
 }
 
@@ -56,31 +58,34 @@ fn norms_of_with<S: Simd, W: Element>(
     weight: &[W],
     a: &[f32],
     b: &[f32],
+    scale: f32,
     rank: usize,
-    inputs: usize,
     norms: &mut [f32],
     scratch: &mut [f32],
 ) {
     let (most, panel) = (tile_rows::<S>(), tile_columns::<S>());
-    let (factor, tile) = scratch.split_at_mut(rank * panel);
+    let (factor, scratch) = scratch.split_at_mut(rank * panel);
+    let (packed, tile) = scratch.split_at_mut(b.len());
     assert_eq!(tile.len(), most * panel);
     let rows = norms.len();
-    let blocks = rows.div_ceil(most);
+    let inputs = weight.len() / rows;
+    let blocks = Blocks::new(simd, rows);
+    blocks.pack(simd, b, rank, scale, packed);
     norms.fill(0.);
     for column in (0..inputs).step_by(panel) {
         let count = panel.min(inputs - column);
         for step in 0..rank {
             copy_row(simd, &a[step * inputs + column..][..count], &mut factor[step * panel..][..panel]);
         }
-        for block in 0..blocks {
-            let (first, end) = (rows * block / blocks, rows * (block + 1) / blocks);
+        for block in 0..blocks.count {
+            let (first, end) = (blocks.start(block), blocks.start(block + 1));
             for row in first..end {
                 let weight = &weight[row * inputs + column..][..count];
                 copy_row(simd, weight, &mut tile[(row - first) * panel..][..panel]);
             }
-            // SAFETY: B has these rows, the factor `rank` of a panel, the tile as many as a block.
+            // SAFETY: the block has these rows, the factor `rank` of a panel, the tile as many as a block.
             unsafe {
-                let b = Left { start: b.as_ptr().add(first * rank), row_stride: rank, step_stride: 1 };
+                let b = blocks.left(block, packed, rank);
                 let to = (tile.as_mut_ptr(), panel);
                 multiply(simd, end - first, rank, b, (factor.as_ptr(), panel), to, true);
             }

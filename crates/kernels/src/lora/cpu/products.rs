@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Products of a task: enough to outweigh handing it to another thread.
-const TASK: usize = 64 * 1024;
+const TASK: usize = 256 * 1024;
 /// Rows and ranks from which on packing both factors for tiles costs less than reading them again and again.
 const TILED_ROWS: usize = 48;
 const TILED_RANK: usize = 32;
@@ -28,7 +28,7 @@ const CACHE_LINE: usize = 16;
 /// Rows of a task that expands: they share the packed factor.
 const UP_ROWS: usize = 112;
 /// Columns of such a task: rows are written in long pieces, unless the call is too small to be shared then.
-const UP_COLUMNS: [usize; 2] = [128, 512];
+const UP_COLUMNS: [usize; 2] = [128, 256];
 /// Elements of a result that is large enough for long pieces.
 const LARGE: usize = 256 * 1024;
 
@@ -160,6 +160,52 @@ fn tile_with<S: Simd>(_: S) -> (usize, usize) {
     (tile_rows::<S>(), tile_columns::<S>())
 }
 
+/// Rows of a left factor `[rows, rank]` in blocks of nearly the same size, none larger than a tile.
+#[derive(Clone, Copy)]
+pub(super) struct Blocks {
+    rows: usize,
+    pub(super) count: usize,
+}
+
+impl Blocks {
+    #[inline(always)]
+    pub(super) fn new<S: Simd>(_: S, rows: usize) -> Self {
+        Self { rows, count: rows.div_ceil(tile_rows::<S>()) }
+    }
+
+    /// The first row of a block; for the block after the last, the number of rows.
+    #[inline(always)]
+    pub(super) fn start(self, block: usize) -> usize {
+        self.rows * block / self.count
+    }
+
+    /// Packs the blocks, `[rank, rows of the block]` each: rows that lie apart would keep more addresses than a machine
+    /// has registers for.
+    #[inline(always)]
+    pub(super) fn pack<S: Simd>(self, simd: S, from: &[f32], rank: usize, scale: f32, to: &mut [f32]) {
+        assert!(from.len() == self.rows * rank && to.len() == from.len());
+        for block in 0..self.count {
+            let (first, end) = (self.start(block), self.start(block + 1));
+            // SAFETY: both have the block's rows, which are no more than a vector's lanes.
+            unsafe {
+                let (from, to) = (from.as_ptr().add(first * rank), to.as_mut_ptr().add(first * rank));
+                pack(simd, from, rank, end - first, rank, to, end - first);
+            }
+        }
+        let factor = simd.splat(scale);
+        for_vectors!(S, to.len(), |start, count| {
+            store(simd, to, start, count, simd.mul(load(simd, to, start, count), factor));
+        });
+    }
+
+    /// A block as it was packed.
+    #[inline(always)]
+    pub(super) fn left(self, block: usize, packed: &[f32], rank: usize) -> Left {
+        let (first, end) = (self.start(block), self.start(block + 1));
+        Left { start: packed[first * rank..].as_ptr(), row_stride: 1, step_stride: end - first }
+    }
+}
+
 /// # Safety
 /// The part's result is writable in these rows and columns, and nobody else uses them.
 #[inline(always)]
@@ -174,9 +220,8 @@ unsafe fn up_task_with<S: Simd>(
     let (rank, panel) = (part.rank, tile_columns::<S>());
     let (packed, scratch) = scratch.split_at_mut(rank * columns.len().next_multiple_of(panel));
     let (x, tile) = scratch.split_at_mut(rows.len() * rank);
-    for (scaled, &x) in x.iter_mut().zip(&part.x[rows.start * rank..rows.end * rank]) {
-        *scaled = x * part.scale;
-    }
+    let blocks = Blocks::new(simd, rows.len());
+    blocks.pack(simd, &part.x[rows.start * rank..rows.end * rank], rank, part.scale, x);
     for (index, column) in columns.clone().step_by(panel).enumerate() {
         let count = panel.min(columns.end - column);
         let to = &mut packed[index * rank * panel..][..rank * panel];
@@ -186,13 +231,10 @@ unsafe fn up_task_with<S: Simd>(
             Floats::F16(factor) => pack_panel(simd, part, factor, width, column, count, to),
         }
     }
-    let blocks = rows.len().div_ceil(tile_rows::<S>());
-    let block_rows = |block| rows.len() * block / blocks;
-    for block in 0..blocks {
-        let (first, end) = (block_rows(block), block_rows(block + 1));
-        let next = if block + 1 < blocks { end..block_rows(block + 2) } else { 0..0 };
-        // SAFETY: the scratch holds the rows' factors; the caller's promise.
-        let left = Left { start: unsafe { x.as_ptr().add(first * rank) }, row_stride: rank, step_stride: 1 };
+    for block in 0..blocks.count {
+        let (first, end) = (blocks.start(block), blocks.start(block + 1));
+        let next = if block + 1 < blocks.count { end..blocks.start(block + 2) } else { 0..0 };
+        let left = blocks.left(block, x, rank);
         for (index, column) in columns.clone().step_by(panel).enumerate() {
             let count = panel.min(columns.end - column);
             let right = &packed[index * rank * panel..][..rank * panel];
