@@ -13,8 +13,9 @@ use super::ranges::Ranges;
 
 /// From this many bytes on, blocks lie on huge pages.
 const LARGE: usize = 64 << 10;
-/// From this many bytes on, blocks begin with a cache line, the widest vector's.
-const ALIGNED: usize = 2 << 10;
+/// From this many bytes on, blocks begin with a cache line, the widest vector's: for less, the system takes longer over that
+/// than it gains.
+const ALIGNED: usize = 16 << 10;
 /// Where those blocks begin, and of how many bytes large ones are a multiple.
 const LINE: usize = 64;
 /// Zeros of so many bytes stay out of memory until somebody writes there.
