@@ -27,8 +27,14 @@ const DOT_ROWS: usize = 8;
 const CACHE_LINE: usize = 16;
 /// Rows of a task that expands: they share the packed factor.
 const UP_ROWS: usize = 112;
-/// Columns of such a task: rows are written in long pieces, unless the call is too small to be shared then.
-const UP_COLUMNS: [usize; 2] = [128, 256];
+/// Columns of such a task, unless the call is large or has few rows: rows are written in longer pieces then.
+const UP_COLUMNS: usize = 128;
+const LARGE_COLUMNS: usize = 256;
+const FEW_ROWS_COLUMNS: usize = 512;
+/// Fewer rows than this are few.
+const FEW_ROWS: usize = 16;
+/// Numbers that are transposed one by one sooner than in vectors.
+const ONE_BY_ONE: usize = 64;
 /// Elements of a result that is large enough for long pieces.
 const LARGE: usize = 256 * 1024;
 
@@ -127,7 +133,11 @@ pub(super) fn up(parts: &[Up<'_>], width: usize) {
         if part.rank == 0 && matches!(part.base, Base::InPlace) {
             continue;
         }
-        let columns = UP_COLUMNS[usize::from(part.rows < 16 || part.rows * width >= LARGE)];
+        let columns = match part.rows {
+            0..FEW_ROWS => FEW_ROWS_COLUMNS,
+            rows if rows * width >= LARGE => LARGE_COLUMNS,
+            _ => UP_COLUMNS,
+        };
         for row in (0..part.rows).step_by(UP_ROWS) {
             let rows = row..part.rows.min(row + UP_ROWS);
             for column in (0..width).step_by(columns) {
@@ -184,6 +194,14 @@ impl Blocks {
     #[inline(always)]
     pub(super) fn pack<S: Simd>(self, simd: S, from: &[f32], rank: usize, scale: f32, to: &mut [f32]) {
         assert!(from.len() == self.rows * rank && to.len() == from.len());
+        if to.len() <= ONE_BY_ONE && self.count == 1 {
+            for (row, from) in from.chunks_exact(rank.max(1)).enumerate() {
+                for (step, &value) in from.iter().enumerate() {
+                    to[step * self.rows + row] = value * scale;
+                }
+            }
+            return;
+        }
         for block in 0..self.count {
             let (first, end) = (self.start(block), self.start(block + 1));
             // SAFETY: both have the block's rows, which are no more than a vector's lanes.
