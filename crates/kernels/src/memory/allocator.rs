@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use super::{physical_bytes, ranges::Ranges};
+use super::ranges::Ranges;
 
 /// From this many bytes on, blocks lie on huge pages.
 const LARGE: usize = 64 << 10;
@@ -20,11 +20,8 @@ const ALIGNED: usize = 16 << 10;
 const LINE: usize = 64;
 /// Zeros of so many bytes stay out of memory until somebody writes there.
 const LAZY: usize = 32 << 20;
-/// How much is kept of freed blocks at least; the rest goes back to the system.
+/// The most that is kept of freed blocks; the rest goes back to the system.
 const KEPT: usize = 256 << 20;
-/// That is this part of the machine's memory if it is more: the tensors that a training step makes and drops return in the
-/// next, and what went back to the system would have to be cleared again.
-const KEPT_PART: usize = 16;
 /// Bytes of a huge page.
 const HUGE_PAGE: usize = 2 << 20;
 
@@ -38,9 +35,9 @@ const HUGE_PAGE: usize = 2 << 20;
 /// static ALLOCATOR: metal_candle_kernels::memory::Allocator = metal_candle_kernels::memory::Allocator::new();
 /// ```
 ///
-/// On Linux, blocks of 64 KiB and more come from one region of addresses, which costs nothing until it is written. Of
-/// freed blocks up to 256 MiB are kept, or a sixteenth of the machine's memory if that is more. Smaller blocks, all
-/// blocks under a limit on addresses (`ulimit -v`), and all on other systems are the system's.
+/// On Linux, blocks of 64 KiB and more come from one region of addresses, which costs nothing until it is written. Up
+/// to 256 MiB of freed blocks are kept. Smaller blocks, all blocks under a limit on addresses (`ulimit -v`), and all on
+/// other systems are the system's.
 #[derive(Debug)]
 pub struct Allocator {
     space: Mutex<Space>,
@@ -53,8 +50,6 @@ pub struct Allocator {
 #[derive(Debug)]
 struct Space {
     is_ready: bool,
-    /// The most that is kept of freed blocks.
-    most_kept: usize,
     /// Has been written.
     used: Ranges,
     /// Reads as zeros, and takes no memory but for the ends of huge pages.
@@ -64,7 +59,7 @@ struct Space {
 impl Allocator {
     /// One that has no memory yet.
     pub const fn new() -> Self {
-        let space = Space { is_ready: false, most_kept: KEPT, used: Ranges::new(), fresh: Ranges::new() };
+        let space = Space { is_ready: false, used: Ranges::new(), fresh: Ranges::new() };
         Self { space: Mutex::new(space), start: AtomicUsize::new(0), end: AtomicUsize::new(0) }
     }
 
@@ -78,8 +73,6 @@ impl Allocator {
         let mut space = self.space.lock().unwrap_or_else(PoisonError::into_inner);
         if !space.is_ready {
             space.is_ready = true;
-            let memory = physical_bytes().and_then(|bytes| usize::try_from(bytes).ok());
-            space.most_kept = KEPT.max(memory.unwrap_or(0) / KEPT_PART);
             if let Some((start, length)) = system::reserve() {
                 self.start.store(start, Ordering::Relaxed);
                 self.end.store(start + length, Ordering::Relaxed);
@@ -108,7 +101,7 @@ impl Allocator {
     fn give(&self, start: usize, length: usize) {
         let mut space = self.space();
         space.used.insert(start, length);
-        while space.used.total() > space.most_kept {
+        while space.used.total() > KEPT {
             let Some((start, length)) = space.used.take_longest() else { break };
             // Whole huge pages: to break one would leave small ones.
             let first = start.next_multiple_of(HUGE_PAGE);
@@ -372,7 +365,7 @@ mod tests {
         let space = allocator.space();
         let length = allocator.end.load(Ordering::Relaxed) - allocator.start.load(Ordering::Relaxed);
         assert_eq!(space.used.total() + space.fresh.total(), length);
-        assert!(space.used.total() <= space.most_kept);
+        assert!(space.used.total() <= KEPT);
     }
 
     #[test]
@@ -387,7 +380,6 @@ mod tests {
         // Zeros of many bytes come from where nobody has written.
         let zeros = Block::new(&allocator, LAZY, 3, true);
         assert_ne!(zeros.start, start);
-        allocator.space().most_kept = KEPT;
         let large = Block::new(&allocator, KEPT + (3 << 20), 4, false);
         let is_kept = |allocator: &Allocator| allocator.space().used.total();
         assert_eq!(is_kept(&allocator), 1 << 20);
