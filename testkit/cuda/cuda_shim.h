@@ -449,11 +449,11 @@ inline void copy_wait(size_t pending) {
 
 /// An mbarrier: a phase ends when all have arrived and all bytes have come.
 struct PhaseBarrier {
-    uint8_t phase, expected, arrived, is_started;
+    uint32_t phase : 1, expected : 12, arrived : 12, is_started : 7; // a block has at most 1024 threads
     int32_t bytes;
 };
 static_assert(sizeof(PhaseBarrier) == 8);
-constexpr uint8_t STARTED = 0x5A; // shared memory starts as 0xFF
+constexpr uint32_t STARTED = 0x5A; // shared memory starts as 0xFF
 
 inline PhaseBarrier &phase_barrier(uint32_t address) {
     auto &barrier = *(PhaseBarrier *)shared_pointer(address, 8);
@@ -461,7 +461,7 @@ inline PhaseBarrier &phase_barrier(uint32_t address) {
     return barrier;
 }
 inline void barrier_start(uint32_t address, unsigned count) {
-    *(PhaseBarrier *)shared_pointer(address, 8) = {0, (uint8_t)count, 0, STARTED, 0};
+    *(PhaseBarrier *)shared_pointer(address, 8) = {0, count, 0, STARTED, 0};
 }
 inline void end_phase(PhaseBarrier &barrier) {
     if (barrier.arrived < barrier.expected || barrier.bytes) return;
