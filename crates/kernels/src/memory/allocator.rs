@@ -30,10 +30,7 @@ const HUGE_PAGE: usize = 2 << 20;
 /// system's small pages, whose addresses cost more to translate than their numbers to multiply; and nothing waits for
 /// pages to be cleared.
 ///
-/// ```
-/// #[global_allocator]
-/// static ALLOCATOR: metal_candle_kernels::memory::Allocator = metal_candle_kernels::memory::Allocator::new();
-/// ```
+/// A program takes it with `#[global_allocator] static ALLOCATOR: Allocator = Allocator::new();`.
 ///
 /// On Linux, blocks of 64 KiB and more come from one region of addresses, which costs nothing until it is written. Up
 /// to 256 MiB of freed blocks are kept. Smaller blocks, all blocks under a limit on addresses (`ulimit -v`), and all on
