@@ -153,31 +153,25 @@ impl Session {
     pub(crate) fn pair(&mut self, row: &str) -> Result<Pair> {
         let group = self.group_of(row)?.clone();
         let old = group.old.as_ref().with_context(|| format!("the baseline has no program with {row}"))?;
-        let new_first = self.random.coin();
-        let run = |side| match side {
-            Side::New => self.time(&group.path, row, side),
-            Side::Old => self.time(&old.0, row, side),
-        };
-        if new_first {
-            let new = run(Side::New)?;
-            Ok((new, run(Side::Old)?))
-        } else {
-            let old = run(Side::Old)?;
-            Ok((run(Side::New)?, old))
-        }
+        self.in_turns((&group.path, row, Side::New), (&old.0, row, Side::Old))
     }
 
     /// A process of each of two rows, in an order that a coin decides.
     pub(crate) fn pair_of(&mut self, row: &str, over: &str) -> Result<Pair> {
-        let paths = [row, over].map(|row| self.group_of(row).map(|group| group.path.clone()));
-        let [row_path, over_path] = paths;
-        let (row_path, over_path) = (row_path?, over_path?);
-        if self.random.coin() {
-            let time = self.time(&row_path, row, Side::New)?;
-            Ok((time, self.time(&over_path, over, Side::New)?))
+        let [path, over_path] = [row, over].map(|row| self.group_of(row).map(|group| group.path.clone()));
+        self.in_turns((&path?, row, Side::New), (&over_path?, over, Side::New))
+    }
+
+    /// One process of each, one right after the other.
+    fn in_turns(&mut self, first: (&Path, &str, Side), second: (&Path, &str, Side)) -> Result<Pair> {
+        let is_first = self.random.coin();
+        let run = |(path, row, side): (&Path, &str, Side)| self.time(path, row, side);
+        if is_first {
+            let time = run(first)?;
+            Ok((time, run(second)?))
         } else {
-            let time = self.time(&over_path, over, Side::New)?;
-            Ok((self.time(&row_path, row, Side::New)?, time))
+            let time = run(second)?;
+            Ok((run(first)?, time))
         }
     }
 
