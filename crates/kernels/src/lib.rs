@@ -28,6 +28,7 @@ mod matmul;
 pub mod memory;
 pub mod optimizer;
 mod output;
+mod parts;
 pub mod pool;
 pub mod rms_norm;
 pub mod rope;

@@ -20,9 +20,6 @@ use crate::{
 /// From this many rows on, weights are packed for tiles instead of read along their rows.
 const MANY_ROWS: usize = 24;
 
-/// Floats per cache line.
-const CACHE_LINE: usize = 16;
-
 /// How an operand lies in memory. Inputs are what is summed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Order {
@@ -47,7 +44,7 @@ pub(super) struct Product<'a> {
     /// N
     pub(super) outputs: usize,
     /// Whether the result holds a part of the sum already.
-    adds: bool,
+    pub(super) adds: bool,
     /// `[M, N]`
     result: Disjoint<'a, MaybeUninit<f32>>,
 }
@@ -178,22 +175,14 @@ impl Product<'_> {
         self.gate.iter().map(|(gate, _)| gate).chain([&self.layer])
     }
 
-    /// Whether the sums are the result.
+    /// Whether the result is sums and nothing else.
     pub(super) fn is_plain(&self) -> bool {
-        self.gate.is_none() && self.layer.bias.is_none() && !self.adds
+        self.gate.is_none() && self.layer.bias.is_none()
     }
 
     /// Where columns of a row of the result begin, and how far it is to the next row.
     pub(super) fn place(&self, row: usize, column: usize) -> (*mut f32, usize) {
         (self.result.address(row * self.outputs + column).cast(), self.outputs)
-    }
-
-    /// Fetches the place of `count` columns of `row`, which will be written soon.
-    #[inline(always)]
-    pub(super) fn prefetch<S: Simd>(&self, simd: S, row: usize, column: usize, count: usize) {
-        for column in (column..column + count).step_by(CACHE_LINE) {
-            simd.prefetch(self.result.address(row * self.outputs + column));
-        }
     }
 
     /// Adds biases, applies the gate, and writes columns `column..column + count` of `row`.

@@ -8,6 +8,9 @@ use crate::simd::{Element, Simd};
 /// How many steps ahead of its use the left operand is fetched: packed, its rows lie side by side.
 const AHEAD: usize = 40;
 
+/// Floats per cache line.
+const CACHE_LINE: usize = 16;
+
 /// The most rows that [`multiply`] takes.
 pub(crate) const fn tile_rows<S: Simd>() -> usize {
     if S::REGISTERS >= 32 { 14 } else { 6 }
@@ -26,6 +29,32 @@ pub(crate) struct Left {
     pub(crate) step_stride: usize,
 }
 
+/// Cache lines that are fetched into the second-level cache while a tile is made: one each two steps.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    start: *const f32,
+    /// Bytes to the next line.
+    stride: usize,
+    lines: usize,
+}
+
+impl Ahead {
+    pub(crate) const NOTHING: Self = Self { start: std::ptr::null(), stride: 0, lines: 0 };
+
+    /// A line of each of `count` rows, `stride` numbers apart.
+    #[inline(always)]
+    pub(crate) fn rows(start: *const f32, stride: usize, count: usize) -> Self {
+        Self { start, stride: size_of::<f32>() * stride, lines: count }
+    }
+
+    /// The share of tile `index` of `tiles` in `count` numbers.
+    #[inline(always)]
+    pub(crate) fn share(start: *const f32, count: usize, (index, tiles): (usize, usize)) -> Self {
+        let lines = count.div_ceil(CACHE_LINE * tiles);
+        Self { start: start.wrapping_add(index * lines * CACHE_LINE), stride: size_of::<f32>() * CACHE_LINE, lines }
+    }
+}
+
 /// `c[row][column] (+)= Σ a[row][step] · b[step][column]` for `rows` rows, [`tile_columns`] columns and
 /// `depth` steps. `b` and `c` are row-major with the given strides. Adds to `c` if `add`, else overwrites.
 ///
@@ -42,11 +71,31 @@ pub(crate) unsafe fn multiply<S: Simd>(
     c: (*mut f32, usize),
     add: bool,
 ) {
+    // SAFETY: the caller's promises.
+    unsafe { multiply_ahead(simd, rows, depth, a, b, c, add, &[]) }
+}
+
+/// The same, and fetches what will be multiplied next.
+///
+/// # Safety
+/// As for [`multiply`].
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+pub(crate) unsafe fn multiply_ahead<S: Simd>(
+    simd: S,
+    rows: usize,
+    depth: usize,
+    a: Left,
+    b: (*const f32, usize),
+    c: (*mut f32, usize),
+    add: bool,
+    ahead: &[Ahead],
+) {
     macro_rules! cases {
         ($($rows:literal)+) => {
             match rows {
                 // SAFETY: the caller's promises.
-                $($rows => unsafe { multiply_rows::<S, $rows>(simd, depth, a, b, c, add) },)+
+                $($rows => unsafe { multiply_rows::<S, $rows>(simd, depth, a, b, c, add, ahead) },)+
                 _ => debug_assert!(rows == 0),
             }
         };
@@ -61,6 +110,7 @@ pub(crate) unsafe fn multiply<S: Simd>(
 /// # Safety
 /// As for [`multiply`].
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 unsafe fn multiply_rows<S: Simd, const ROWS: usize>(
     simd: S,
     depth: usize,
@@ -68,33 +118,41 @@ unsafe fn multiply_rows<S: Simd, const ROWS: usize>(
     (mut b, b_stride): (*const f32, usize),
     (c, c_stride): (*mut f32, usize),
     add: bool,
+    ahead: &[Ahead],
 ) {
     let zero = simd.splat(0.0);
     let mut tile = [[zero; 2]; ROWS];
     // SAFETY: the caller promised the memory of all operands.
     unsafe {
-        if add {
-            for (row, sums) in tile.iter_mut().enumerate() {
-                let c = c.add(row * c_stride);
-                *sums = [simd.load(c), simd.load(c.add(S::LANES))];
-            }
-        }
         let mut x = a.start;
-        for _ in 0..depth / 2 {
-            simd.prefetch(x.wrapping_add(AHEAD * a.step_stride));
-            add_step(simd, &mut tile, x, a.row_stride, b);
-            (x, b) = (x.wrapping_add(a.step_stride), b.wrapping_add(b_stride));
-            simd.prefetch(x.wrapping_add(AHEAD * a.step_stride));
-            add_step(simd, &mut tile, x, a.row_stride, b);
-            (x, b) = (x.wrapping_add(a.step_stride), b.wrapping_add(b_stride));
+        let (mut pairs, mut ahead) = (depth / 2, ahead.iter());
+        while pairs > 0 {
+            // What is fetched when there is nothing left is at hand.
+            let last = Ahead { start: x, stride: 0, lines: pairs };
+            let Ahead { start: mut line, stride, lines } = *ahead.next().unwrap_or(&last);
+            for _ in 0..lines.min(pairs) {
+                simd.prefetch_outer(line);
+                line = line.wrapping_byte_add(stride);
+                simd.prefetch(x.wrapping_add(AHEAD * a.step_stride));
+                add_step(simd, &mut tile, x, a.row_stride, b);
+                (x, b) = (x.wrapping_add(a.step_stride), b.wrapping_add(b_stride));
+                simd.prefetch(x.wrapping_add(AHEAD * a.step_stride));
+                add_step(simd, &mut tile, x, a.row_stride, b);
+                (x, b) = (x.wrapping_add(a.step_stride), b.wrapping_add(b_stride));
+            }
+            pairs -= lines.min(pairs);
         }
         if depth % 2 == 1 {
             add_step(simd, &mut tile, x, a.row_stride, b);
         }
         for (row, sums) in tile.iter().enumerate() {
             let c = c.add(row * c_stride);
-            simd.store(c, sums[0]);
-            simd.store(c.add(S::LANES), sums[1]);
+            let [mut left, mut right] = *sums;
+            if add {
+                (left, right) = (simd.add(left, simd.load(c)), simd.add(right, simd.load(c.add(S::LANES))));
+            }
+            simd.store(c, left);
+            simd.store(c.add(S::LANES), right);
         }
     }
 }

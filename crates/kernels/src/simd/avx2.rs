@@ -275,6 +275,12 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch_outer<T>(self, address: *const T) {
+        // SAFETY: a prefetch of any address is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+    }
+
+    #[inline(always)]
     fn prefetch_to_write<T>(self, address: *mut T) {
         prefetch_to_write(address);
     }

@@ -226,6 +226,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn prefetch_outer<T>(self, address: *const T) {
+        // SAFETY: a prefetch of any address is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+    }
+
+    #[inline(always)]
     fn prefetch_to_write<T>(self, address: *mut T) {
         super::avx2::prefetch_to_write(address);
     }

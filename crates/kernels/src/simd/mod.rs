@@ -161,6 +161,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Asks for the cache line at `address`; any address is fine.
     fn prefetch<T>(self, address: *const T);
 
+    /// The same, but only as far as into the second-level cache.
+    fn prefetch_outer<T>(self, address: *const T);
+
     /// Asks for the cache line at `address` to be written soon; any address is fine. A store to a line that is far away,
     /// or that another core has, otherwise waits for it, and the stores behind it wait too.
     fn prefetch_to_write<T>(self, address: *mut T);

@@ -302,6 +302,18 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn prefetch_outer<T>(self, address: *const T) {
+        // SAFETY: a prefetch of any address is harmless.
+        unsafe {
+            asm!(
+                "prfm pldl2keep, [{address}]",
+                address = in(reg) address,
+                options(readonly, nostack, preserves_flags)
+            );
+        }
+    }
+
+    #[inline(always)]
     fn prefetch_to_write<T>(self, address: *mut T) {
         // SAFETY: a prefetch of any address is harmless.
         unsafe {

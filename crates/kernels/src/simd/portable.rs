@@ -181,6 +181,9 @@ impl Simd for Portable {
     fn prefetch<T>(self, _address: *const T) {}
 
     #[inline(always)]
+    fn prefetch_outer<T>(self, _address: *const T) {}
+
+    #[inline(always)]
     fn prefetch_to_write<T>(self, _address: *mut T) {}
 }
 

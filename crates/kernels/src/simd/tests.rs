@@ -113,6 +113,7 @@ fn transposes_with<S: Simd>(simd: S) -> bool {
 fn compare_with<S: Simd>(simd: S, values: &[f32; 16], bar: f32) -> (u32, usize) {
     // Any address is fine.
     simd.prefetch_to_write(std::ptr::null_mut::<f32>());
+    simd.prefetch_outer(std::ptr::null::<f32>());
     // SAFETY: at most 16 lanes.
     (simd.not_less(unsafe { simd.load(values.as_ptr()) }, simd.splat(bar)), S::LANES)
 }
