@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// The most steps along K that are packed at once.
-const DEPTH: usize = 1024;
+const DEPTH: usize = 2048;
 
 /// The most packed numbers that a task keeps, half a megabyte: with what is streamed past them, they stay in the
 /// second-level cache.
