@@ -15,7 +15,7 @@ mod merge;
 mod segment;
 mod tile;
 
-use std::borrow::Cow;
+use std::{borrow::Cow, ops::Range};
 
 use candle_core::{Device, Error, Result, Tensor};
 
@@ -26,6 +26,7 @@ use crate::{
         microkernel::{tile_columns, tile_rows},
     },
     memory,
+    parts::Parts,
     pool::{self, Disjoint},
     scratch::with_scratch,
     simd::{Simd, dispatch},
@@ -62,23 +63,15 @@ struct Job<'a> {
     params: LossParams,
 }
 
-/// Tokens that share a reading of the weights, as the left operand of products: in blocks of nearly the same size,
-/// none larger than a tile of the microkernel.
+/// Tokens that share a reading of the weights, as the left operand of products.
 struct Chunk<'a> {
     /// The first of the job's counted tokens.
     first: usize,
     tokens: usize,
-    blocks: usize,
+    /// Of the chunk's tokens, none larger than a tile of the microkernel.
+    blocks: Parts,
     /// `[D, tokens of the block]` for each block.
     packed: &'a [f32],
-}
-
-impl Chunk<'_> {
-    /// The first token of a block, counted from the chunk's; for the block after the last, the number of tokens.
-    #[inline(always)]
-    fn start(&self, block: usize) -> usize {
-        self.tokens * block / self.blocks
-    }
 }
 
 /// Where the columns of a segment end.
@@ -166,13 +159,14 @@ fn gather<'a>(hidden: &'a [f32], width: usize, rows: &[u32]) -> Cow<'a, [f32]> {
 }
 
 fn for_each_chunk(job: &Job<'_>, mut body: impl FnMut(&Chunk<'_>) -> Result<()>) -> Result<()> {
+    if job.tokens == 0 {
+        return Ok(());
+    }
     let most = (CHUNK_NUMBERS / job.width.max(1)).clamp(32, CHUNK_TOKENS);
-    let chunks = job.tokens.div_ceil(most);
-    for chunk in 0..chunks {
-        let [first, end] = [chunk, chunk + 1].map(|chunk| job.tokens * chunk / chunks);
+    for Range { start: first, end } in Parts::at_most(most, job.tokens).ranges() {
         let tokens = end - first;
         with_scratch(tokens * job.width, |packed| {
-            let blocks = tokens.div_ceil(block_tokens());
+            let blocks = Parts::at_most(block_tokens(), tokens);
             pack_chunk(job, &Chunk { first, tokens, blocks, packed: &[] }, packed);
             body(&Chunk { first, tokens, blocks, packed })
         })?;
@@ -183,8 +177,8 @@ fn for_each_chunk(job: &Job<'_>, mut body: impl FnMut(&Chunk<'_>) -> Result<()>)
 fn pack_chunk(job: &Job<'_>, chunk: &Chunk<'_>, packed: &mut [f32]) {
     let (hidden, width) = (&job.hidden[chunk.first * job.width..], job.width);
     let packed = Disjoint::new(packed);
-    pool::for_each(chunk.blocks, &|block| {
-        let (start, end) = (chunk.start(block), chunk.start(block + 1));
+    pool::for_each(chunk.blocks.count, &|block| {
+        let Range { start, end } = chunk.blocks.range(block);
         // SAFETY: the blocks do not overlap.
         let to = unsafe { packed.part(start * width, (end - start) * width) };
         tile::pack_block(&hidden[start * width..end * width], width, end - start, to);

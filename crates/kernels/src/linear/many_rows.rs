@@ -107,7 +107,8 @@ impl<'a> Plan<'a> {
     fn new(call: &'a Call<'a>) -> Self {
         let (most_rows, columns) = tile();
         let panels_of = |product: &Product<'_>| product.outputs.div_ceil(panel_width(product, columns));
-        let outputs: usize = call.products.iter().map(|product| product.layers().count() * product.outputs).sum();
+        let outputs: usize =
+            call.products.iter().map(|product| product.layers().count() * product.outputs).sum();
         let is_alone = call.rows * call.inputs * outputs <= ALONE;
         let mut plan = Self {
             call,
@@ -183,7 +184,8 @@ impl<'a> Plan<'a> {
 
     /// Whether all sums are made where the results are.
     fn sums_are_results(&self) -> bool {
-        let is_result = |product: &Product<'_>| product.is_plain() && product.outputs.is_multiple_of(self.columns);
+        let is_result =
+            |product: &Product<'_>| product.is_plain() && product.outputs.is_multiple_of(self.columns);
         self.call.products.iter().all(is_result)
     }
 
@@ -224,7 +226,8 @@ fn task_with<S: Simd>(
     sums: &mut [f32],
 ) {
     for steps in plan.slices.ranges() {
-        let shared = &shared[steps.start * plan.width(plan.shared)..][..steps.len() * plan.width(plan.shared)];
+        let shared =
+            &shared[steps.start * plan.width(plan.shared)..][..steps.len() * plan.width(plan.shared)];
         let first_row = plan.blocks.start(task.blocks.start);
         let first_panel = task.spans[0].first_panel;
         let slice = match plan.shared {

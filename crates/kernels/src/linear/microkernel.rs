@@ -51,7 +51,11 @@ impl Ahead {
     #[inline(always)]
     pub(crate) fn share(start: *const f32, count: usize, (index, tiles): (usize, usize)) -> Self {
         let lines = count.div_ceil(CACHE_LINE * tiles);
-        Self { start: start.wrapping_add(index * lines * CACHE_LINE), stride: size_of::<f32>() * CACHE_LINE, lines }
+        Self {
+            start: start.wrapping_add(index * lines * CACHE_LINE),
+            stride: size_of::<f32>() * CACHE_LINE,
+            lines,
+        }
     }
 }
 
@@ -122,17 +126,29 @@ unsafe fn multiply_rows<S: Simd, const ROWS: usize>(
 ) {
     let zero = simd.splat(0.0);
     let mut tile = [[zero; 2]; ROWS];
+    // What `c` holds may be on its way, and is added in the end.
+    let fetches = !ahead.is_empty();
     // SAFETY: the caller promised the memory of all operands.
     unsafe {
+        if add && !fetches {
+            for (row, sums) in tile.iter_mut().enumerate() {
+                let c = c.add(row * c_stride);
+                *sums = [simd.load(c), simd.load(c.add(S::LANES))];
+            }
+        }
         let mut x = a.start;
         let (mut pairs, mut ahead) = (depth / 2, ahead.iter());
-        while pairs > 0 {
+        loop {
+            let next = ahead.next();
             // What is fetched when there is nothing left is at hand.
-            let last = Ahead { start: x, stride: 0, lines: pairs };
-            let Ahead { start: mut line, stride, lines } = *ahead.next().unwrap_or(&last);
-            for _ in 0..lines.min(pairs) {
-                simd.prefetch_outer(line);
-                line = line.wrapping_byte_add(stride);
+            let Ahead { start: mut line, stride, lines } =
+                *next.unwrap_or(&Ahead { start: x, stride: 0, lines: pairs });
+            let lines = lines.min(pairs);
+            for _ in 0..lines {
+                if fetches {
+                    simd.prefetch_outer(line);
+                    line = line.wrapping_byte_add(stride);
+                }
                 simd.prefetch(x.wrapping_add(AHEAD * a.step_stride));
                 add_step(simd, &mut tile, x, a.row_stride, b);
                 (x, b) = (x.wrapping_add(a.step_stride), b.wrapping_add(b_stride));
@@ -140,7 +156,10 @@ unsafe fn multiply_rows<S: Simd, const ROWS: usize>(
                 add_step(simd, &mut tile, x, a.row_stride, b);
                 (x, b) = (x.wrapping_add(a.step_stride), b.wrapping_add(b_stride));
             }
-            pairs -= lines.min(pairs);
+            pairs -= lines;
+            if next.is_none() {
+                break;
+            }
         }
         if depth % 2 == 1 {
             add_step(simd, &mut tile, x, a.row_stride, b);
@@ -148,7 +167,7 @@ unsafe fn multiply_rows<S: Simd, const ROWS: usize>(
         for (row, sums) in tile.iter().enumerate() {
             let c = c.add(row * c_stride);
             let [mut left, mut right] = *sums;
-            if add {
+            if add && fetches {
                 (left, right) = (simd.add(left, simd.load(c)), simd.add(right, simd.load(c.add(S::LANES))));
             }
             simd.store(c, left);

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::{COLUMNS, Chunk, Job, padded, tile};
 use crate::{
     linear::microkernel::{Left, multiply, tile_columns},
+    parts::Parts,
     scratch::with_scratch,
     simd::{Element, Simd, dispatch, math},
     view::Floats,
@@ -207,13 +208,12 @@ fn add_products<S: Simd>(simd: S, work: &mut Work<'_>, (column, columns): (usize
             Floats::F16(weight) => copy_tile(simd, &weight[rows.clone()], width, start, work.weights),
         }
         let kinds = [
-            (&*work.exponentials, &mut *work.sums, shape.tokens, work.chunk.blocks),
-            (&*work.slopes, &mut *work.even, shape.even, work.chunk.blocks.min(shape.even)),
+            (&*work.exponentials, &mut *work.sums, shape.tokens, work.chunk.blocks.count),
+            (&*work.slopes, &mut *work.even, shape.even, work.chunk.blocks.count.min(shape.even)),
         ];
         for (factors, sums, rows, blocks) in kinds {
             assert!(factors.len() == rows * COLUMNS && sums.len() == rows * shape.width);
-            for block in 0..blocks {
-                let (first, end) = (rows * block / blocks, rows * (block + 1) / blocks);
+            for Range { start: first, end } in (Parts { whole: rows, count: blocks }).ranges() {
                 // SAFETY: both have these rows, the sums in each of their tiles.
                 unsafe {
                     let a = factors.as_ptr().add(first * COLUMNS);

@@ -1,5 +1,7 @@
 //! A tile of logits: all tokens of a chunk by a few columns.
 
+use std::ops::Range;
+
 use super::{COLUMNS, Chunk, Job};
 use crate::{
     linear::microkernel::{Left, multiply, pack, tile_columns},
@@ -54,8 +56,7 @@ pub(super) fn products<S: Simd>(
             Floats::Bf16(w) => pack_weights(simd, w, width, (column, columns), (start, count), weights),
             Floats::F16(w) => pack_weights(simd, w, width, (column, columns), (start, count), weights),
         }
-        for block in 0..chunk.blocks {
-            let (first, end) = (chunk.start(block), chunk.start(block + 1));
+        for Range { start: first, end } in chunk.blocks.ranges() {
             let tokens = end - first;
             for panel in 0..panels {
                 // SAFETY: the lengths that were checked above.

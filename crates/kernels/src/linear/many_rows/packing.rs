@@ -38,7 +38,8 @@ pub(super) fn pack_shared(plan: &Plan<'_>, to: &mut [f32]) {
                 let blocks = pieces.range(piece);
                 let (first, end) = (plan.blocks.start(blocks.start), plan.blocks.start(blocks.end));
                 for steps in plan.slices.ranges() {
-                    let (start, count) = (steps.start * width + first * steps.len(), (end - first) * steps.len());
+                    let (start, count) =
+                        (steps.start * width + first * steps.len(), (end - first) * steps.len());
                     // SAFETY: the blocks do not overlap.
                     pack_piece(plan, blocks.clone(), steps, unsafe { to.part(start, count) });
                 }
@@ -48,7 +49,8 @@ pub(super) fn pack_shared(plan: &Plan<'_>, to: &mut [f32]) {
             let span = &plan.spans[index];
             for steps in plan.slices.ranges() {
                 let columns = steps.len() * plan.columns;
-                let (start, count) = (steps.start * width + span.first_panel * columns, span.panels * columns);
+                let (start, count) =
+                    (steps.start * width + span.first_panel * columns, span.panels * columns);
                 // SAFETY: the spans do not overlap.
                 pack_panels(plan.call, span, steps, unsafe { to.part(start, count) });
             }
@@ -185,13 +187,7 @@ fn pack_steps<S: Simd, W: Element>(
 
 /// From weights `[outputs, inputs]`.
 #[inline(always)]
-fn pack_outputs<S: Simd>(
-    simd: S,
-    call: &Call<'_>,
-    span: &Span<'_>,
-    steps: Range<usize>,
-    packed: &mut [f32],
-) {
+fn pack_outputs<S: Simd>(simd: S, call: &Call<'_>, span: &Span<'_>, steps: Range<usize>, packed: &mut [f32]) {
     let (product, count) = (span.product, steps.len());
     let stride = tile_columns::<S>();
     let width = panel_width(product, stride);

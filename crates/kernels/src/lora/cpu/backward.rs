@@ -7,6 +7,7 @@ use super::products::{Base, Down, Order, Up, down, up};
 use crate::{
     linear::microkernel::{Left, multiply, pack, tile_columns, tile_rows},
     output::{Output, filled},
+    parts::Parts,
     pool::{self, Disjoint},
     scratch::with_scratch,
     simd::{Element, Simd, dispatch, for_vectors, load, store},
@@ -188,7 +189,7 @@ fn sum_outer_with<S: Simd>(
         return;
     }
     let panel = tile_columns::<S>();
-    let blocks = rank.div_ceil(tile_rows::<S>());
+    let blocks = Parts::at_most(tile_rows::<S>(), rank);
     assert!(sums.len() == rank * COLUMNS && copy.len() >= ROWS * panel && COLUMNS.is_multiple_of(panel));
     let rows = left.len() / rank;
     for start in (0..rows).step_by(ROWS) {
@@ -201,14 +202,13 @@ fn sum_outer_with<S: Simd>(
                 copy_panel(simd, &right[from..], width, depth, count - column, copy);
                 (copy.as_ptr(), panel)
             };
-            for block in 0..blocks {
-                let (first, end) = (rank * block / blocks, rank * (block + 1) / blocks);
+            for ranks in blocks.ranges() {
                 // SAFETY: `left` holds `depth` rows from `start` on, `b` as many of a panel's columns.
                 unsafe {
-                    let a = left.as_ptr().add(start * rank + first);
+                    let a = left.as_ptr().add(start * rank + ranks.start);
                     let a = Left { start: a, row_stride: 1, step_stride: rank };
-                    let c = sums.as_mut_ptr().add(first * COLUMNS + column);
-                    multiply(simd, end - first, depth, a, (b, stride), (c, COLUMNS), true);
+                    let c = sums.as_mut_ptr().add(ranks.start * COLUMNS + column);
+                    multiply(simd, ranks.len(), depth, a, (b, stride), (c, COLUMNS), true);
                 }
             }
         }

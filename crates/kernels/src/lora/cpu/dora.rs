@@ -77,19 +77,18 @@ fn norms_of_with<S: Simd, W: Element>(
         for step in 0..rank {
             copy_row(simd, &a[step * inputs + column..][..count], &mut factor[step * panel..][..panel]);
         }
-        for block in 0..blocks.count {
-            let (first, end) = (blocks.start(block), blocks.start(block + 1));
-            for row in first..end {
+        for block in blocks.ranges() {
+            for (index, row) in block.clone().enumerate() {
                 let weight = &weight[row * inputs + column..][..count];
-                copy_row(simd, weight, &mut tile[(row - first) * panel..][..panel]);
+                copy_row(simd, weight, &mut tile[index * panel..][..panel]);
             }
             // SAFETY: the block has these rows, the factor `rank` of a panel, the tile as many as a block.
             unsafe {
-                let b = blocks.left(block, packed, rank);
+                let b = Blocks::left(&block, packed, rank);
                 let to = (tile.as_mut_ptr(), panel);
-                multiply(simd, end - first, rank, b, (factor.as_ptr(), panel), to, true);
+                multiply(simd, block.len(), rank, b, (factor.as_ptr(), panel), to, true);
             }
-            for (norm, tile) in norms[first..end].iter_mut().zip(tile.chunks_exact(panel)) {
+            for (norm, tile) in norms[block].iter_mut().zip(tile.chunks_exact(panel)) {
                 let mut squares = simd.splat(0.);
                 for_vectors!(S, panel, |column, count| {
                     let values = load(simd, tile, column, count);

@@ -10,6 +10,7 @@ use crate::{
         product_in_tiles,
     },
     output::Output,
+    parts::Parts,
     pool,
     scratch::with_scratch,
     simd::{Element, Simd, dispatch, for_vectors, load, store},
@@ -170,44 +171,40 @@ fn tile_with<S: Simd>(_: S) -> (usize, usize) {
     (tile_rows::<S>(), tile_columns::<S>())
 }
 
-/// Rows of a left factor `[rows, rank]` in blocks of nearly the same size, none larger than a tile.
+/// Rows of a left factor `[rows, rank]`, in blocks that are no higher than a tile.
 #[derive(Clone, Copy)]
-pub(super) struct Blocks {
-    rows: usize,
-    pub(super) count: usize,
-}
+pub(super) struct Blocks(Parts);
 
 impl Blocks {
     #[inline(always)]
     pub(super) fn new<S: Simd>(_: S, rows: usize) -> Self {
-        Self { rows, count: rows.div_ceil(tile_rows::<S>()) }
+        Self(Parts::at_most(tile_rows::<S>(), rows))
     }
 
-    /// The first row of a block; for the block after the last, the number of rows.
-    #[inline(always)]
-    pub(super) fn start(self, block: usize) -> usize {
-        self.rows * block / self.count
+    pub(super) fn ranges(self) -> impl Iterator<Item = Range<usize>> {
+        self.0.ranges()
     }
 
     /// Packs the blocks, `[rank, rows of the block]` each: rows that lie apart would keep more addresses than a machine
     /// has registers for.
     #[inline(always)]
     pub(super) fn pack<S: Simd>(self, simd: S, from: &[f32], rank: usize, scale: f32, to: &mut [f32]) {
-        assert!(from.len() == self.rows * rank && to.len() == from.len());
-        if to.len() <= ONE_BY_ONE && self.count == 1 {
+        let Parts { whole, count } = self.0;
+        assert!(from.len() == whole * rank && to.len() == from.len());
+        if to.len() <= ONE_BY_ONE && count == 1 {
             for (row, from) in from.chunks_exact(rank.max(1)).enumerate() {
                 for (step, &value) in from.iter().enumerate() {
-                    to[step * self.rows + row] = value * scale;
+                    to[step * whole + row] = value * scale;
                 }
             }
             return;
         }
-        for block in 0..self.count {
-            let (first, end) = (self.start(block), self.start(block + 1));
+        for rows in self.ranges() {
             // SAFETY: both have the block's rows, which are no more than a vector's lanes.
             unsafe {
-                let (from, to) = (from.as_ptr().add(first * rank), to.as_mut_ptr().add(first * rank));
-                pack(simd, from, rank, end - first, rank, to, end - first);
+                let (from, to) =
+                    (from.as_ptr().add(rows.start * rank), to.as_mut_ptr().add(rows.start * rank));
+                pack(simd, from, rank, rows.len(), rank, to, rows.len());
             }
         }
         let factor = simd.splat(scale);
@@ -218,9 +215,8 @@ impl Blocks {
 
     /// A block as it was packed.
     #[inline(always)]
-    pub(super) fn left(self, block: usize, packed: &[f32], rank: usize) -> Left {
-        let (first, end) = (self.start(block), self.start(block + 1));
-        Left { start: packed[first * rank..].as_ptr(), row_stride: 1, step_stride: end - first }
+    pub(super) fn left(rows: &Range<usize>, packed: &[f32], rank: usize) -> Left {
+        Left { start: packed[rows.start * rank..].as_ptr(), row_stride: 1, step_stride: rows.len() }
     }
 }
 
@@ -249,10 +245,10 @@ unsafe fn up_task_with<S: Simd>(
             Floats::F16(factor) => pack_panel(simd, part, factor, width, column, count, to),
         }
     }
-    for block in 0..blocks.count {
-        let (first, end) = (blocks.start(block), blocks.start(block + 1));
-        let next = if block + 1 < blocks.count { end..blocks.start(block + 2) } else { 0..0 };
-        let left = blocks.left(block, x, rank);
+    for index in 0..blocks.0.count {
+        let block = blocks.0.range(index);
+        let next = if index + 1 < blocks.0.count { blocks.0.range(index + 1) } else { 0..0 };
+        let left = Blocks::left(&block, x, rank);
         for (index, column) in columns.clone().step_by(panel).enumerate() {
             let count = panel.min(columns.end - column);
             let right = &packed[index * rank * panel..][..rank * panel];
@@ -269,7 +265,7 @@ unsafe fn up_task_with<S: Simd>(
                     simd,
                     part,
                     width,
-                    (rows.start + first, end - first),
+                    (rows.start + block.start, block.len()),
                     (column, count),
                     left,
                     right,
