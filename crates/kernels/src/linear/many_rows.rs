@@ -171,7 +171,10 @@ impl<'a> Plan<'a> {
 
     /// Into how many parts the streamed operand is divided if the other one has `pieces`.
     fn parts(&self, pieces: usize) -> usize {
-        (self.threads * TASKS_PER_THREAD).div_ceil(pieces)
+        match self.threads {
+            1 => 1,
+            threads => (threads * TASKS_PER_THREAD).div_ceil(pieces),
+        }
     }
 
     /// Numbers of a step of an operand, as it is packed.
