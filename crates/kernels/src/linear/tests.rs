@@ -110,11 +110,19 @@ fn every_number_of_rows_and_dtype_is_right() {
 
 #[test]
 fn sizes_beyond_one_block_are_right() {
-    for (rows, inputs, outputs) in
-        [(30, 2100, 33), (1100, 20, 40), (2, 2100, 700), (26, 0, 5), (3, 0, 5), (40, 7, 0)]
-    {
-        let (x, projection) =
-            (random(rows, inputs, 1), projection(outputs, inputs, DType::BF16, Some(DType::F32)));
+    // More rows than outputs and fewer: either operand may be the one that is packed once.
+    for (rows, inputs, outputs, bias) in [
+        (30, 2100, 33, Some(DType::F32)),
+        (70, 2100, 33, Some(DType::F32)),
+        (150, 4200, 160, None),
+        (170, 4200, 160, None),
+        (1100, 20, 40, Some(DType::F32)),
+        (2, 2100, 700, Some(DType::F32)),
+        (26, 0, 5, Some(DType::F32)),
+        (3, 0, 5, Some(DType::F32)),
+        (40, 7, 0, Some(DType::F32)),
+    ] {
+        let (x, projection) = (random(rows, inputs, 1), projection(outputs, inputs, DType::BF16, bias));
         let exact = exact(&x, &projection);
         for level in available() {
             let y = with_level(level, || linear(&x, &projection)).unwrap();
@@ -137,7 +145,7 @@ fn gated_is_right() {
             x.gelu_erf().unwrap().to_scalar::<f64>().unwrap()
         }
     };
-    for (rows, inputs, outputs) in [(1, 64, 100), (5, 33, 31), (9, 100, 15), (33, 100, 17), (70, 1100, 40)] {
+    for (rows, inputs, outputs) in [(1, 64, 100), (5, 33, 31), (9, 100, 15), (33, 100, 17), (90, 1100, 40)] {
         for activation in [Activation::Silu, Activation::GeluTanh, Activation::Gelu] {
             for (gate_dtype, up_dtype) in DTYPES.into_iter().zip([DType::F32, DType::BF16, DType::F32]) {
                 let x = (random(rows, inputs, 4) * 0.3).unwrap();
@@ -175,7 +183,7 @@ fn many_projections_give_what_each_gives_alone() {
         projection(7, 64, DType::F32, None),
         projection(33, 64, DType::F16, Some(DType::F32)),
     ];
-    for rows in [1, 6, 40] {
+    for rows in [1, 6, 40, 150] {
         let x = random(rows, 64, 8);
         let together = linear_many(&x, projections.each_ref()).unwrap();
         for (projection, y) in projections.iter().zip(&together) {
