@@ -139,8 +139,11 @@ pub(super) fn up(parts: &[Up<'_>], width: usize) {
             rows if rows * width >= LARGE => LARGE_COLUMNS,
             _ => UP_COLUMNS,
         };
-        for row in (0..part.rows).step_by(UP_ROWS) {
-            let rows = row..part.rows.min(row + UP_ROWS);
+        // Whole blocks, evenly.
+        let (most_rows, _) = tile();
+        let blocks = Parts::at_most(most_rows, part.rows);
+        for range in Parts::at_most(UP_ROWS / most_rows, blocks.count).ranges() {
+            let rows = blocks.start(range.start)..blocks.start(range.end);
             for column in (0..width).step_by(columns) {
                 tasks.push((part, rows.clone(), column..width.min(column + columns)));
             }
