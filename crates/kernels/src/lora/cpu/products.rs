@@ -31,6 +31,7 @@ const UP_ROWS: usize = 112;
 /// Columns of such a task, unless the call is large or has few rows: rows are written in longer pieces then.
 const UP_COLUMNS: usize = 128;
 const LARGE_COLUMNS: usize = 256;
+const HUGE_COLUMNS: usize = 1024;
 const FEW_ROWS_COLUMNS: usize = 512;
 /// Fewer rows than this are few.
 const FEW_ROWS: usize = 16;
@@ -38,6 +39,8 @@ const FEW_ROWS: usize = 16;
 const ONE_BY_ONE: usize = 64;
 /// Elements of a result that is large enough for long pieces.
 const LARGE: usize = 256 * 1024;
+/// The same, of each thread, for pieces so long that the hardware fetches ahead in them.
+const HUGE: usize = 1024 * 1024;
 
 /// Some rows of `x [rows, width]` with the factor that they are projected by.
 #[derive(Clone, Copy)]
@@ -136,6 +139,7 @@ pub(super) fn up(parts: &[Up<'_>], width: usize) {
         }
         let columns = match part.rows {
             0..FEW_ROWS => FEW_ROWS_COLUMNS,
+            rows if rows * width >= HUGE * pool::threads() => HUGE_COLUMNS,
             rows if rows * width >= LARGE => LARGE_COLUMNS,
             _ => UP_COLUMNS,
         };
