@@ -222,12 +222,14 @@ pub(crate) unsafe fn pack<S: Simd, W: Element>(
         let mut tile = [zero; 16];
         // SAFETY: `count` steps remain in each row. A whole vector fits where `LANES` numbers remain.
         unsafe {
-            if count == S::LANES && rows == S::LANES {
+            if count == S::LANES {
                 for (row, vector) in tile.iter_mut().enumerate().take(S::LANES) {
-                    let from = from.wrapping_add(row * row_stride + step);
-                    // Many short rows at once are more than the hardware fetches ahead by itself.
-                    simd.prefetch(from.wrapping_add(4 * S::LANES));
-                    *vector = W::load(simd, from);
+                    if row < rows {
+                        let from = from.wrapping_add(row * row_stride + step);
+                        // Many short rows at once are more than the hardware fetches ahead by itself.
+                        simd.prefetch(from.wrapping_add(4 * S::LANES));
+                        *vector = W::load(simd, from);
+                    }
                 }
             } else {
                 for (row, vector) in tile.iter_mut().enumerate().take(rows) {
