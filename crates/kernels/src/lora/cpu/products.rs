@@ -143,11 +143,9 @@ pub(super) fn up(parts: &[Up<'_>], width: usize) {
             rows if rows * width >= LARGE => LARGE_COLUMNS,
             _ => UP_COLUMNS,
         };
-        // Whole blocks, evenly.
-        let (most_rows, _) = tile();
-        let blocks = Parts::at_most(most_rows, part.rows);
-        for range in Parts::at_most(UP_ROWS / most_rows, blocks.count).ranges() {
-            let rows = blocks.start(range.start)..blocks.start(range.end);
+        let most = part.rows.div_ceil(part.rows.div_ceil(UP_ROWS).max(1)).max(1);
+        for row in (0..part.rows).step_by(most) {
+            let rows = row..part.rows.min(row + most);
             for column in (0..width).step_by(columns) {
                 tasks.push((part, rows.clone(), column..width.min(column + columns)));
             }
