@@ -24,7 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::simd;
+use crate::{parts::Parts, simd};
 
 /// How long an idle worker watches for work before it sleeps.
 const WATCH: Duration = Duration::from_micros(100);
@@ -255,12 +255,13 @@ impl Pool {
         let task = unsafe {
             std::mem::transmute::<*const (dyn Fn(usize) + Sync), *const (dyn Fn(usize) + Sync)>(task)
         };
-        let ranges = (wanted + 1).min(RANGES);
+        let parts = Parts { whole: tasks, count: (wanted + 1).min(RANGES) };
+        let ranges = parts.count;
         let job = Job { task, workers: wanted, ranges, level: simd::forced_level() };
         // SAFETY: the last region was left by all its workers, and this one is not open yet.
         unsafe { *self.job.0.get() = Some(job) };
-        for (index, range) in self.ranges[..ranges].iter().enumerate() {
-            range.0.set(tasks * index / ranges, tasks * (index + 1) / ranges);
+        for (range, part) in self.ranges.iter().zip(parts.ranges()) {
+            range.0.set(part.start, part.end);
         }
         workers.epoch = workers.epoch.wrapping_add(1);
         let opened = workers.epoch << State::EPOCH_SHIFT | State::OPEN;

@@ -90,8 +90,8 @@ impl Segments {
 
     /// The first column of a segment, a multiple of [`COLUMNS`]; V for the segment after the last.
     fn start(self, segment: usize) -> usize {
-        let tiles = self.vocabulary.div_ceil(COLUMNS);
-        (tiles * segment / self.count * COLUMNS).min(self.vocabulary)
+        let tiles = Parts { whole: self.vocabulary.div_ceil(COLUMNS), count: self.count };
+        (tiles.start(segment) * COLUMNS).min(self.vocabulary)
     }
 }
 

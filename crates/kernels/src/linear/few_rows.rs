@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use super::cpu::{Call, Product};
 use crate::{
+    parts::Parts,
     pool,
     scratch::with_scratch,
     simd::{Element, Simd, dispatch},
@@ -154,11 +155,10 @@ unsafe fn finish_with<S: Simd>(simd: S, call: &Call<'_>, task: &Task<'_>, sums: 
 /// See [`Dots`].
 #[inline(always)]
 unsafe fn dots_with<S: Simd, W: Element>(simd: S, dots: Dots<W>) {
-    let blocks = dots.rows.div_ceil(MOST_ROWS);
+    let blocks = Parts { whole: dots.rows, count: dots.rows.div_ceil(MOST_ROWS) };
     for start in (0..dots.outputs).step_by(TILE) {
         let tile = start..dots.outputs.min(start + TILE);
-        for block in 0..blocks {
-            let rows = dots.rows * block / blocks..dots.rows * (block + 1) / blocks;
+        for rows in blocks.ranges() {
             // SAFETY: the caller's promise.
             unsafe { block_with(simd, dots.part(rows, tile.clone())) };
         }

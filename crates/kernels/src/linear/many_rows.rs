@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::{
     cpu::{Call, Product},
-    microkernel::{Ahead, Left, multiply_ahead, tile_columns, tile_rows},
+    microkernel::{Ahead, Left, multiply_ahead, tile, tile_columns},
 };
 use crate::{
     parts::Parts,
@@ -205,17 +205,9 @@ fn panel_width(product: &Product<'_>, columns: usize) -> usize {
 }
 
 dispatch! {
-    /// Rows and columns of a tile.
-    fn tile() -> (usize, usize) = tile_with;
-
     fn multiply_task(
         plan: &Plan<'_>, task: &Task<'_>, shared: &[f32], kept: &mut [f32], sums: &mut [f32],
     ) = task_with;
-}
-
-#[inline(always)]
-fn tile_with<S: Simd>(_: S) -> (usize, usize) {
-    (tile_rows::<S>(), tile_columns::<S>())
 }
 
 /// Slice by slice, packs the task's piece of the larger operand and multiplies it.

@@ -3,13 +3,13 @@
 //! [`multiply`] keeps a tile of the result in registers: up to [`tile_rows`] rows by two vectors. Its right
 //! operand is read along rows, two vectors at a time; [`pack`] brings rows of weights into that form.
 
-use crate::simd::{Element, Simd};
+use crate::simd::{Element, Simd, dispatch};
 
 /// How many steps ahead of its use the left operand is fetched: packed, its rows lie side by side.
 const AHEAD: usize = 40;
 
 /// Floats per cache line.
-const CACHE_LINE: usize = 16;
+pub(crate) const CACHE_LINE: usize = 16;
 
 /// The most rows that [`multiply`] takes.
 pub(crate) const fn tile_rows<S: Simd>() -> usize {
@@ -19,6 +19,16 @@ pub(crate) const fn tile_rows<S: Simd>() -> usize {
 /// Columns of a tile.
 pub(crate) const fn tile_columns<S: Simd>() -> usize {
     2 * S::LANES
+}
+
+dispatch! {
+    /// The most rows and the columns of a tile, at the level in use.
+    pub(crate) fn tile() -> (usize, usize) = tile_with;
+}
+
+#[inline(always)]
+fn tile_with<S: Simd>(_: S) -> (usize, usize) {
+    (tile_rows::<S>(), tile_columns::<S>())
 }
 
 /// A matrix in memory: element `(row, step)` is at `start + row · row_stride + step · step_stride`.

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::{COLUMNS, Chunk, Job};
 use crate::{
     linear::microkernel::{Left, multiply, pack, tile_columns},
+    parts::Parts,
     simd::{Element, Simd, dispatch, math},
     view::Floats,
 };
@@ -18,7 +19,7 @@ pub(super) fn weights_length(width: usize) -> usize {
 }
 
 fn depth(width: usize) -> usize {
-    width.div_ceil(width.div_ceil(DEPTH).max(1))
+    Parts::at_most(DEPTH, width).largest()
 }
 
 dispatch! {

@@ -6,7 +6,7 @@ use super::{Operand, Plan, Span, panel_width};
 use crate::{
     linear::{
         cpu::{Call, Layer, Order},
-        microkernel::{pack, tile_columns},
+        microkernel::{CACHE_LINE, pack, tile_columns},
     },
     parts::Parts,
     pool::Disjoint,
@@ -21,19 +21,14 @@ const COLUMN_BLOCKS: usize = 8;
 /// the hardware fetches by itself.
 const STEPS_AHEAD: usize = 8;
 
-/// Floats per cache line.
-const CACHE_LINE: usize = 16;
-
 /// Packs all of the shared operand, slice after slice.
 pub(super) fn pack_shared(plan: &Plan<'_>, to: &mut [f32]) {
     let width = plan.width(plan.shared);
     let to = Disjoint::new(to);
     match plan.shared {
         Operand::X => {
-            let pieces = match plan.call.x_order {
-                Order::InputsLast => Parts { whole: plan.blocks.count, count: plan.blocks.count },
-                Order::InputsFirst => Parts::at_most(COLUMN_BLOCKS, plan.blocks.count),
-            };
+            let most = if plan.call.x_order == Order::InputsLast { 1 } else { COLUMN_BLOCKS };
+            let pieces = Parts::at_most(most, plan.blocks.count);
             plan.for_each(pieces.count, &|piece| {
                 let blocks = pieces.range(piece);
                 let (first, end) = (plan.blocks.start(blocks.start), plan.blocks.start(blocks.end));

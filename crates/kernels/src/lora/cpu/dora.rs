@@ -1,8 +1,8 @@
 //! The row norms of a weight with its adapter: the sum `W + scale · B · A` exists one tile at a time.
 
-use super::products::{Blocks, tile};
+use super::products::Blocks;
 use crate::{
-    linear::microkernel::{multiply, tile_columns, tile_rows},
+    linear::microkernel::{multiply, tile, tile_columns, tile_rows},
     output::{Output, filled},
     pool,
     scratch::with_scratch,

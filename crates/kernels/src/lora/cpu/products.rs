@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::{
     linear::{
         few_rows::{Dots, dots},
-        microkernel::{Left, multiply, pack, tile_columns, tile_rows},
+        microkernel::{CACHE_LINE, Left, multiply, pack, tile, tile_columns, tile_rows},
         product_in_tiles,
     },
     output::Output,
@@ -24,8 +24,6 @@ const TILED_ROWS: usize = 48;
 const TILED_RANK: usize = 32;
 /// Rows of `x` that [`dots`] multiplies at once.
 const DOT_ROWS: usize = 8;
-/// Floats of a cache line.
-const CACHE_LINE: usize = 16;
 /// Rows of a task that expands: they share the packed factor.
 const UP_ROWS: usize = 112;
 /// Columns of such a task, unless the call is large or has few rows: rows are written in longer pieces then.
@@ -134,7 +132,7 @@ pub(super) enum Base<'a> {
 pub(super) fn up(parts: &[Up<'_>], width: usize) {
     let mut tasks = Vec::new();
     for part in parts {
-        if part.rank == 0 && matches!(part.base, Base::InPlace) {
+        if part.rows == 0 || part.rank == 0 && matches!(part.base, Base::InPlace) {
             continue;
         }
         let columns = match part.rows {
@@ -143,9 +141,7 @@ pub(super) fn up(parts: &[Up<'_>], width: usize) {
             rows if rows * width >= LARGE => LARGE_COLUMNS,
             _ => UP_COLUMNS,
         };
-        let most = part.rows.div_ceil(part.rows.div_ceil(UP_ROWS).max(1)).max(1);
-        for row in (0..part.rows).step_by(most) {
-            let rows = row..part.rows.min(row + most);
+        for rows in Parts::at_most(UP_ROWS, part.rows).ranges() {
             for column in (0..width).step_by(columns) {
                 tasks.push((part, rows.clone(), column..width.min(column + columns)));
             }
@@ -163,17 +159,9 @@ pub(super) fn up(parts: &[Up<'_>], width: usize) {
 }
 
 dispatch! {
-    /// Rows and columns of a tile.
-    pub(super) fn tile() -> (usize, usize) = tile_with;
-
     unsafe fn up_task(
         part: &Up<'_>, width: usize, rows: Range<usize>, columns: Range<usize>, scratch: &mut [f32],
     ) = up_task_with;
-}
-
-#[inline(always)]
-fn tile_with<S: Simd>(_: S) -> (usize, usize) {
-    (tile_rows::<S>(), tile_columns::<S>())
 }
 
 /// Rows of a left factor `[rows, rank]`, in blocks that are no higher than a tile.
