@@ -1,15 +1,16 @@
 //! Many rows of `x`: both operands are widened and packed, and multiplied tile by tile.
 //!
 //! The smaller operand is packed once, and every task streams all of it from the outer caches. The larger one is
-//! packed piece by piece: each task keeps one in the second-level cache and is the only one to read it.
+//! packed piece by piece: each task keeps one in the second-level cache and is the only one to read it. Rows of `x` that
+//! few panels are multiplied with are not packed: it would cost more than it saves.
 
 mod packing;
 
 use std::ops::Range;
 
 use super::{
-    cpu::{Call, Product},
-    microkernel::{Ahead, Left, multiply_ahead, tile, tile_columns},
+    cpu::{Call, Order, Product},
+    microkernel::{Ahead, Left, Rows, multiply_ahead, tile, tile_columns},
 };
 use crate::{
     parts::Parts,
@@ -34,6 +35,13 @@ const PIECES_PER_THREAD: usize = 7;
 /// The fewest tasks per thread, at the price of packing pieces several times.
 const TASKS_PER_THREAD: usize = 2;
 
+/// The most panels for which rows of `x` are read where they lie: packing them takes as long as multiplying them with one
+/// panel to two.
+const IN_PLACE_PANELS: usize = 32;
+
+/// Numbers from one line of the first-level cache to the next that takes its place: rows so far apart are packed.
+const COLLIDING: usize = 1024;
+
 /// Multiplications of a call that stays on this thread: another takes as long to join in, and longer if it sleeps.
 const ALONE: usize = 64 * 64 * 64;
 
@@ -51,6 +59,8 @@ struct Plan<'a> {
     columns: usize,
     /// What is packed once.
     shared: Operand,
+    /// Whether `x` is not packed, but read where it lies.
+    in_place: bool,
     threads: usize,
 }
 
@@ -86,14 +96,19 @@ pub(super) fn run(call: &Call<'_>) {
         return;
     }
     let tasks = plan.tasks();
-    with_scratch(plan.width(plan.shared) * call.inputs, |shared| {
+    with_scratch(plan.packed_width(plan.shared) * call.inputs, |shared| {
         packing::pack_shared(&plan, shared);
         let shared = &*shared;
         plan.for_each(tasks.len(), &|index| {
             let task = &tasks[index];
             let rows = plan.blocks.start(task.blocks.end) - plan.blocks.start(task.blocks.start);
             let columns = task.spans.iter().map(|span| span.panels).sum::<usize>() * plan.columns;
-            let kept = plan.slices.largest() * if plan.shared == Operand::X { columns } else { rows };
+            let kept = plan.slices.largest()
+                * match plan.shared {
+                    Operand::X => columns,
+                    Operand::Weights if plan.in_place => 0,
+                    Operand::Weights => rows,
+                };
             let sums = if plan.sums_are_results() { 0 } else { rows * columns };
             with_scratch(kept + sums, |scratch| {
                 let (kept, sums) = scratch.split_at_mut(kept);
@@ -110,14 +125,18 @@ impl<'a> Plan<'a> {
         let outputs: usize =
             call.products.iter().map(|product| product.layers().count() * product.outputs).sum();
         let is_alone = call.rows * call.inputs * outputs <= ALONE;
+        let panels = call.products.iter().map(panels_of).sum();
         let mut plan = Self {
             call,
             slices: Parts::at_most(DEPTH, call.inputs),
             blocks: Parts::at_most(most_rows, call.rows),
             spans: Vec::new(),
-            panels: call.products.iter().map(panels_of).sum(),
+            panels,
             columns,
             shared: if call.rows <= outputs { Operand::X } else { Operand::Weights },
+            in_place: call.x_order == Order::InputsLast
+                && panels <= IN_PLACE_PANELS
+                && !call.x_stride.is_multiple_of(COLLIDING),
             threads: if is_alone { 1 } else { pool::threads() },
         };
         let pieces = plan.pieces(plan.panels, columns);
@@ -177,7 +196,12 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Numbers of a step of an operand, as it is packed.
+    /// Numbers of a step of an operand that are packed.
+    fn packed_width(&self, operand: Operand) -> usize {
+        if operand == Operand::X && self.in_place { 0 } else { self.width(operand) }
+    }
+
+    /// Numbers of a step of an operand.
     fn width(&self, operand: Operand) -> usize {
         match operand {
             Operand::X => self.call.rows,
@@ -221,8 +245,8 @@ fn task_with<S: Simd>(
     sums: &mut [f32],
 ) {
     for steps in plan.slices.ranges() {
-        let shared =
-            &shared[steps.start * plan.width(plan.shared)..][..steps.len() * plan.width(plan.shared)];
+        let width = plan.packed_width(plan.shared);
+        let shared = &shared[steps.start * width..][..steps.len() * width];
         let first_row = plan.blocks.start(task.blocks.start);
         let first_panel = task.spans[0].first_panel;
         let slice = match plan.shared {
@@ -234,7 +258,9 @@ fn task_with<S: Simd>(
                 Slice { steps, x: shared, first_row: 0, weights: kept, first_panel }
             }
             Operand::Weights => {
-                packing::pack_blocks(simd, plan, task.blocks.clone(), steps.clone(), kept);
+                if !plan.in_place {
+                    packing::pack_blocks(simd, plan, task.blocks.clone(), steps.clone(), kept);
+                }
                 Slice { steps, x: kept, first_row, weights: shared, first_panel: 0 }
             }
         };
@@ -247,7 +273,7 @@ fn task_with<S: Simd>(
 /// Some steps of both operands, packed.
 struct Slice<'a> {
     steps: Range<usize>,
-    /// `[steps, rows]` of each block, from that of `first_row` on.
+    /// `[steps, rows]` of each block, from that of `first_row` on, if they are packed.
     x: &'a [f32],
     first_row: usize,
     /// `[steps, columns]` of each panel from `first_panel` on.
@@ -271,7 +297,12 @@ fn multiply_span<S: Simd>(
     let (first_row, end_row) = (plan.blocks.start(task.blocks.start), plan.blocks.start(task.blocks.end));
     let first_panel = task.spans[0].first_panel;
     let panels: usize = task.spans.iter().map(|span| span.panels).sum();
-    assert!(slice.x.len() >= (end_row - slice.first_row) * count);
+    let x_stride = plan.call.x_stride;
+    if plan.in_place {
+        assert!(plan.call.x.len() >= (end_row - 1) * x_stride + slice.steps.end);
+    } else {
+        assert!(slice.x.len() >= (end_row - slice.first_row) * count);
+    }
     assert!(slice.weights.len() >= (span.first_panel - slice.first_panel + span.panels) * count * columns);
     assert!(plan.sums_are_results() || sums.len() >= (end_row - first_row) * panels * columns);
     // What is kept is gone through again and again, the rest once.
@@ -289,12 +320,21 @@ fn multiply_span<S: Simd>(
             let panel = span.first_panel + panel;
             // SAFETY: the lengths were checked above; tasks have columns or rows of their own.
             unsafe {
-                let a = slice.x.as_ptr().add((rows.start - slice.first_row) * count);
+                let a = if plan.in_place {
+                    plan.call.x.as_ptr().add(rows.start * x_stride + slice.steps.start)
+                } else {
+                    slice.x.as_ptr().add((rows.start - slice.first_row) * count)
+                };
                 let b = slice.weights.as_ptr().add((panel - slice.first_panel) * count * columns);
                 let following = match plan.shared {
                     _ if !is_far => Ahead::NOTHING,
-                    Operand::X => Ahead::share(a.add(rows.len() * count), rows.len() * count, (inner, kept)),
-                    Operand::Weights => Ahead::share(b.add(columns * count), columns * count, (inner, kept)),
+                    Operand::X if plan.in_place && count < x_stride => Ahead::NOTHING,
+                    Operand::X => {
+                        Ahead::share(a.wrapping_add(rows.len() * count), rows.len() * count, (inner, kept))
+                    }
+                    Operand::Weights => {
+                        Ahead::share(b.wrapping_add(columns * count), columns * count, (inner, kept))
+                    }
                 };
                 let is_result = product.is_plain() && width == columns;
                 let (place, stride) = product.place(rows.start, column);
@@ -309,11 +349,16 @@ fn multiply_span<S: Simd>(
                     let place = (rows.start - first_row) * panels + (panel - first_panel) * rows.len();
                     (sums.as_mut_ptr().add(place * columns), columns, !is_first)
                 };
-                let a = Left { start: a, row_stride: 1, step_stride: rows.len() };
-                multiply_ahead(simd, rows.len(), count, a, (b, columns), (c, stride), adds, &ahead);
+                let (b, c) = ((b, columns), (c, stride));
+                if plan.in_place {
+                    multiply_ahead(simd, rows.len(), count, Rows::new(a, x_stride), b, c, adds, &ahead);
+                } else {
+                    let a = Left { start: a, row_stride: 1, step_stride: rows.len() };
+                    multiply_ahead(simd, rows.len(), count, a, b, c, adds, &ahead);
+                }
                 if is_last && !is_result {
                     for (index, row) in rows.enumerate() {
-                        let left = c.add(index * columns).cast_const();
+                        let left = c.0.add(index * columns).cast_const();
                         let values = if product.gate.is_some() { left.add(S::LANES) } else { left };
                         product.finish(simd, (left, values), row, column, width);
                     }

@@ -1,7 +1,8 @@
 //! The innermost loops of matrix multiplication, also used by attention.
 //!
 //! [`multiply`] keeps a tile of the result in registers: up to [`tile_rows`] rows by two vectors. Its right
-//! operand is read along rows, two vectors at a time; [`pack`] brings rows of weights into that form.
+//! operand is read along rows, two vectors at a time; [`pack`] brings rows of weights into that form. Its left
+//! operand is read number by number, by step ([`Left`]) or along its rows ([`Rows`]).
 
 use crate::simd::{Element, Simd, dispatch};
 
@@ -31,12 +32,116 @@ fn tile_with<S: Simd>(_: S) -> (usize, usize) {
     (tile_rows::<S>(), tile_columns::<S>())
 }
 
+/// The left operand of a tile, at one of its steps.
+pub(crate) trait Factors: Copy {
+    /// The factor of a row.
+    ///
+    /// # Safety
+    /// It must be readable.
+    unsafe fn of(&self, row: usize) -> f32;
+
+    /// Goes on to the next step.
+    fn step(&mut self);
+
+    /// Fetches what comes soon, unless the hardware does so by itself.
+    fn fetch<S: Simd>(&self, simd: S);
+}
+
 /// A matrix in memory: element `(row, step)` is at `start + row · row_stride + step · step_stride`.
 #[derive(Clone, Copy)]
 pub(crate) struct Left {
     pub(crate) start: *const f32,
     pub(crate) row_stride: usize,
     pub(crate) step_stride: usize,
+}
+
+impl Factors for Left {
+    #[inline(always)]
+    unsafe fn of(&self, row: usize) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe { *self.start.add(row * self.row_stride) }
+    }
+
+    #[inline(always)]
+    fn step(&mut self) {
+        self.start = self.start.wrapping_add(self.step_stride);
+    }
+
+    #[inline(always)]
+    fn fetch<S: Simd>(&self, simd: S) {
+        simd.prefetch(self.start.wrapping_add(AHEAD * self.step_stride));
+    }
+}
+
+/// Rows that are read along their length.
+///
+/// A pointer to each row is more than the registers hold. From two pointers, [`Rows::HALF`] rows apart, every row is a
+/// small multiple of the stride away, of which an x86 address takes one, two, four or eight.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows {
+    first: *const f32,
+    middle: *const f32,
+    /// Three and five strides, in bytes as the stride is.
+    stride: usize,
+    three: usize,
+    five: usize,
+}
+
+impl Rows {
+    const HALF: usize = 7;
+
+    #[inline(always)]
+    pub(crate) fn new(start: *const f32, stride: usize) -> Self {
+        let bytes = stride * size_of::<f32>();
+        Self {
+            first: start,
+            middle: start.wrapping_add(Self::HALF * stride),
+            stride: bytes,
+            three: 3 * bytes,
+            five: 5 * bytes,
+        }
+    }
+}
+
+impl Factors for Rows {
+    #[inline(always)]
+    unsafe fn of(&self, row: usize) -> f32 {
+        let start = if row < Self::HALF { self.first } else { self.middle };
+        let offset = match row % Self::HALF {
+            3 => self.three,
+            5 => self.five,
+            6 => 2 * self.three,
+            row => row * self.stride,
+        };
+        // SAFETY: the caller's promise.
+        unsafe { *start.wrapping_byte_add(offset) }
+    }
+
+    #[inline(always)]
+    fn step(&mut self) {
+        self.first = opaque(self.first.wrapping_add(1));
+        self.middle = opaque(self.middle.wrapping_add(1));
+    }
+
+    #[inline(always)]
+    fn fetch<S: Simd>(&self, _: S) {}
+}
+
+/// The same address, in a way that the compiler cannot follow: else it makes a pointer of its own for each sum that is
+/// formed with it.
+#[inline(always)]
+fn opaque(address: *const f32) -> *const f32 {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    {
+        let mut address = address;
+        // SAFETY: no instruction at all.
+        unsafe {
+            std::arch::asm!("/* {0} */", inout(reg) address, options(pure, nomem, nostack, preserves_flags));
+        }
+        address
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    address
 }
 
 /// Cache lines that are fetched into the second-level cache while a tile is made: one each two steps.
@@ -99,7 +204,7 @@ pub(crate) unsafe fn multiply_ahead<S: Simd>(
     simd: S,
     rows: usize,
     depth: usize,
-    a: Left,
+    a: impl Factors,
     b: (*const f32, usize),
     c: (*mut f32, usize),
     add: bool,
@@ -128,7 +233,7 @@ pub(crate) unsafe fn multiply_ahead<S: Simd>(
 unsafe fn multiply_rows<S: Simd, const ROWS: usize>(
     simd: S,
     depth: usize,
-    a: Left,
+    mut a: impl Factors,
     (mut b, b_stride): (*const f32, usize),
     (c, c_stride): (*mut f32, usize),
     add: bool,
@@ -146,25 +251,23 @@ unsafe fn multiply_rows<S: Simd, const ROWS: usize>(
                 *sums = [simd.load(c), simd.load(c.add(S::LANES))];
             }
         }
-        let mut x = a.start;
-        let (mut pairs, mut ahead) = (depth / 2, ahead.iter());
+        let (mut pairs, mut ahead, at_hand) = (depth / 2, ahead.iter(), b);
         loop {
             let next = ahead.next();
-            // What is fetched when there is nothing left is at hand.
             let Ahead { start: mut line, stride, lines } =
-                *next.unwrap_or(&Ahead { start: x, stride: 0, lines: pairs });
+                *next.unwrap_or(&Ahead { start: at_hand, stride: 0, lines: pairs });
             let lines = lines.min(pairs);
             for _ in 0..lines {
                 if fetches {
                     simd.prefetch_outer(line);
                     line = line.wrapping_byte_add(stride);
                 }
-                simd.prefetch(x.wrapping_add(AHEAD * a.step_stride));
-                add_step(simd, &mut tile, x, a.row_stride, b);
-                (x, b) = (x.wrapping_add(a.step_stride), b.wrapping_add(b_stride));
-                simd.prefetch(x.wrapping_add(AHEAD * a.step_stride));
-                add_step(simd, &mut tile, x, a.row_stride, b);
-                (x, b) = (x.wrapping_add(a.step_stride), b.wrapping_add(b_stride));
+                for _ in 0..2 {
+                    a.fetch(simd);
+                    add_step(simd, &mut tile, a, b);
+                    a.step();
+                    b = b.wrapping_add(b_stride);
+                }
             }
             pairs -= lines;
             if next.is_none() {
@@ -172,7 +275,7 @@ unsafe fn multiply_rows<S: Simd, const ROWS: usize>(
             }
         }
         if depth % 2 == 1 {
-            add_step(simd, &mut tile, x, a.row_stride, b);
+            add_step(simd, &mut tile, a, b);
         }
         for (row, sums) in tile.iter().enumerate() {
             let c = c.add(row * c_stride);
@@ -189,20 +292,19 @@ unsafe fn multiply_rows<S: Simd, const ROWS: usize>(
 /// One step of a tile.
 ///
 /// # Safety
-/// A number of each row must be readable from `x` on, and two vectors from `b` on.
+/// The factors of all rows must be readable, and two vectors from `b` on.
 #[inline(always)]
 unsafe fn add_step<S: Simd, const ROWS: usize>(
     simd: S,
     tile: &mut [[S::Vector; 2]; ROWS],
-    x: *const f32,
-    row_stride: usize,
+    a: impl Factors,
     b: *const f32,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
         let [left, right] = [simd.load(b), simd.load(b.add(S::LANES))];
         for (row, sums) in tile.iter_mut().enumerate() {
-            let factor = simd.splat(*x.add(row * row_stride));
+            let factor = simd.splat(a.of(row));
             sums[0] = simd.fma(factor, left, sums[0]);
             sums[1] = simd.fma(factor, right, sums[1]);
         }

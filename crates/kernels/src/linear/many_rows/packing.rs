@@ -26,6 +26,7 @@ pub(super) fn pack_shared(plan: &Plan<'_>, to: &mut [f32]) {
     let width = plan.width(plan.shared);
     let to = Disjoint::new(to);
     match plan.shared {
+        Operand::X if plan.in_place => {}
         Operand::X => {
             let most = if plan.call.x_order == Order::InputsLast { 1 } else { COLUMN_BLOCKS };
             let pieces = Parts::at_most(most, plan.blocks.count);
