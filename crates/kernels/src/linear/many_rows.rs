@@ -39,7 +39,11 @@ const TASKS_PER_THREAD: usize = 2;
 /// panel to two.
 const IN_PLACE_PANELS: usize = 32;
 
-/// Numbers from one line of the first-level cache to the next that takes its place: rows so far apart are packed.
+/// The same where rows lie a multiple of [`COLLIDING`] numbers apart: their lines push each other out of the first-level
+/// cache.
+const COLLIDING_PANELS: usize = 8;
+
+/// Numbers from one line of the first-level cache to the next that takes its place.
 const COLLIDING: usize = 1024;
 
 /// Multiplications of a call that stays on this thread: another takes as long to join in, and longer if it sleeps.
@@ -126,6 +130,8 @@ impl<'a> Plan<'a> {
             call.products.iter().map(|product| product.layers().count() * product.outputs).sum();
         let is_alone = call.rows * call.inputs * outputs <= ALONE;
         let panels = call.products.iter().map(panels_of).sum();
+        let collide = call.x_stride.is_multiple_of(COLLIDING);
+        let most_in_place = if collide { COLLIDING_PANELS } else { IN_PLACE_PANELS };
         let mut plan = Self {
             call,
             slices: Parts::at_most(DEPTH, call.inputs),
@@ -134,9 +140,7 @@ impl<'a> Plan<'a> {
             panels,
             columns,
             shared: if call.rows <= outputs { Operand::X } else { Operand::Weights },
-            in_place: call.x_order == Order::InputsLast
-                && panels <= IN_PLACE_PANELS
-                && !call.x_stride.is_multiple_of(COLLIDING),
+            in_place: call.x_order == Order::InputsLast && panels <= most_in_place,
             threads: if is_alone { 1 } else { pool::threads() },
         };
         let pieces = plan.pieces(plan.panels, columns);

@@ -21,7 +21,7 @@ use crate::{
 const TASK: usize = 256 * 1024;
 /// Rows and ranks from which on packing both factors for tiles costs less than reading them again and again.
 const TILED_ROWS: usize = 48;
-const TILED_RANK: usize = 32;
+const TILED_RANK: usize = 16;
 /// Rows of `x` that [`dots`] multiplies at once.
 const DOT_ROWS: usize = 8;
 /// Rows of a task that expands: they share the packed factor.
