@@ -332,6 +332,7 @@ fn multiply_span<S: Simd>(
                 let b = slice.weights.as_ptr().add((panel - slice.first_panel) * count * columns);
                 let following = match plan.shared {
                     _ if !is_far => Ahead::NOTHING,
+                    // Pieces of rows do not lie side by side.
                     Operand::X if plan.in_place && count < x_stride => Ahead::NOTHING,
                     Operand::X => {
                         Ahead::share(a.wrapping_add(rows.len() * count), rows.len() * count, (inner, kept))
@@ -340,7 +341,7 @@ fn multiply_span<S: Simd>(
                         Ahead::share(b.wrapping_add(columns * count), columns * count, (inner, kept))
                     }
                 };
-                let is_result = product.is_plain() && width == columns;
+                let is_result = product.is_plain() && width.is_multiple_of(S::LANES);
                 let (place, stride) = product.place(rows.start, column);
                 let mut ahead = [Ahead::NOTHING, Ahead::NOTHING, following];
                 if is_result || is_last {
@@ -354,11 +355,14 @@ fn multiply_span<S: Simd>(
                     (sums.as_mut_ptr().add(place * columns), columns, !is_first)
                 };
                 let (b, c) = ((b, columns), (c, stride));
+                let vectors = if product.gate.is_some() { 2 } else { width.div_ceil(S::LANES) };
+                let size = (rows.len(), vectors);
                 if plan.in_place {
-                    multiply_ahead(simd, rows.len(), count, Rows::new(a, x_stride), b, c, adds, &ahead);
+                    let a = Rows::new(a, x_stride);
+                    multiply_ahead(simd, size, count, a, b, c, adds, &ahead);
                 } else {
                     let a = Left { start: a, row_stride: 1, step_stride: rows.len() };
-                    multiply_ahead(simd, rows.len(), count, a, b, c, adds, &ahead);
+                    multiply_ahead(simd, size, count, a, b, c, adds, &ahead);
                 }
                 if is_last && !is_result {
                     for (index, row) in rows.enumerate() {

@@ -191,10 +191,10 @@ pub(crate) unsafe fn multiply<S: Simd>(
     add: bool,
 ) {
     // SAFETY: the caller's promises.
-    unsafe { multiply_ahead(simd, rows, depth, a, b, c, add, &[]) }
+    unsafe { multiply_ahead(simd, (rows, 2), depth, a, b, c, add, &[]) }
 }
 
-/// The same, and fetches what will be multiplied next.
+/// The same for one or two vectors of columns, and fetches what will be multiplied next.
 ///
 /// # Safety
 /// As for [`multiply`].
@@ -202,7 +202,7 @@ pub(crate) unsafe fn multiply<S: Simd>(
 #[allow(clippy::too_many_arguments)]
 pub(crate) unsafe fn multiply_ahead<S: Simd>(
     simd: S,
-    rows: usize,
+    (rows, vectors): (usize, usize),
     depth: usize,
     a: impl Factors,
     b: (*const f32, usize),
@@ -212,9 +212,10 @@ pub(crate) unsafe fn multiply_ahead<S: Simd>(
 ) {
     macro_rules! cases {
         ($($rows:literal)+) => {
-            match rows {
+            match (rows, vectors) {
                 // SAFETY: the caller's promises.
-                $($rows => unsafe { multiply_rows::<S, $rows>(simd, depth, a, b, c, add, ahead) },)+
+                $(($rows, 1) => unsafe { multiply_rows::<S, $rows, 1>(simd, depth, a, b, c, add, ahead) },
+                ($rows, _) => unsafe { multiply_rows::<S, $rows, 2>(simd, depth, a, b, c, add, ahead) },)+
                 _ => debug_assert!(rows == 0),
             }
         };
@@ -230,7 +231,7 @@ pub(crate) unsafe fn multiply_ahead<S: Simd>(
 /// As for [`multiply`].
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn multiply_rows<S: Simd, const ROWS: usize>(
+unsafe fn multiply_rows<S: Simd, const ROWS: usize, const VECTORS: usize>(
     simd: S,
     depth: usize,
     mut a: impl Factors,
@@ -240,7 +241,7 @@ unsafe fn multiply_rows<S: Simd, const ROWS: usize>(
     ahead: &[Ahead],
 ) {
     let zero = simd.splat(0.0);
-    let mut tile = [[zero; 2]; ROWS];
+    let mut tile = [[zero; VECTORS]; ROWS];
     // What `c` holds may be on its way, and is added in the end.
     let fetches = !ahead.is_empty();
     // SAFETY: the caller promised the memory of all operands.
@@ -248,7 +249,9 @@ unsafe fn multiply_rows<S: Simd, const ROWS: usize>(
         if add && !fetches {
             for (row, sums) in tile.iter_mut().enumerate() {
                 let c = c.add(row * c_stride);
-                *sums = [simd.load(c), simd.load(c.add(S::LANES))];
+                for (vector, sum) in sums.iter_mut().enumerate() {
+                    *sum = simd.load(c.add(vector * S::LANES));
+                }
             }
         }
         let (mut pairs, mut ahead, at_hand) = (depth / 2, ahead.iter(), b);
@@ -279,12 +282,10 @@ unsafe fn multiply_rows<S: Simd, const ROWS: usize>(
         }
         for (row, sums) in tile.iter().enumerate() {
             let c = c.add(row * c_stride);
-            let [mut left, mut right] = *sums;
-            if add && fetches {
-                (left, right) = (simd.add(left, simd.load(c)), simd.add(right, simd.load(c.add(S::LANES))));
+            for (vector, &sum) in sums.iter().enumerate() {
+                let c = c.add(vector * S::LANES);
+                simd.store(c, if add && fetches { simd.add(sum, simd.load(c)) } else { sum });
             }
-            simd.store(c, left);
-            simd.store(c.add(S::LANES), right);
         }
     }
 }
@@ -292,21 +293,25 @@ unsafe fn multiply_rows<S: Simd, const ROWS: usize>(
 /// One step of a tile.
 ///
 /// # Safety
-/// The factors of all rows must be readable, and two vectors from `b` on.
+/// The factors of all rows must be readable, and `VECTORS` vectors from `b` on.
 #[inline(always)]
-unsafe fn add_step<S: Simd, const ROWS: usize>(
+unsafe fn add_step<S: Simd, const ROWS: usize, const VECTORS: usize>(
     simd: S,
-    tile: &mut [[S::Vector; 2]; ROWS],
+    tile: &mut [[S::Vector; VECTORS]; ROWS],
     a: impl Factors,
     b: *const f32,
 ) {
+    let mut right = [simd.splat(0.0); VECTORS];
     // SAFETY: the caller's promise.
     unsafe {
-        let [left, right] = [simd.load(b), simd.load(b.add(S::LANES))];
+        for (vector, right) in right.iter_mut().enumerate() {
+            *right = simd.load(b.add(vector * S::LANES));
+        }
         for (row, sums) in tile.iter_mut().enumerate() {
             let factor = simd.splat(a.of(row));
-            sums[0] = simd.fma(factor, left, sums[0]);
-            sums[1] = simd.fma(factor, right, sums[1]);
+            for (sum, &right) in sums.iter_mut().zip(&right) {
+                *sum = simd.fma(factor, right, *sum);
+            }
         }
     }
 }

@@ -109,7 +109,7 @@ fn every_number_of_rows_and_dtype_is_right() {
 }
 
 #[test]
-fn sizes_beyond_one_block_are_right() {
+fn every_plan_of_many_rows_is_right() {
     // More rows than outputs and fewer: either operand may be the one that is packed once.
     for (rows, inputs, outputs, bias) in [
         (30, 2100, 33, Some(DType::F32)),
@@ -117,6 +117,12 @@ fn sizes_beyond_one_block_are_right() {
         (150, 4200, 160, None),
         (170, 4200, 160, None),
         (1100, 20, 40, Some(DType::F32)),
+        // Rows of `x` that are read where they lie, also where their lines collide, and too many panels for that.
+        (60, 300, 16, None),
+        (60, 1024, 48, None),
+        (60, 1024, 300, Some(DType::F32)),
+        (60, 1023, 530, Some(DType::F32)),
+        (60, 1023, 1030, None),
         (2, 2100, 700, Some(DType::F32)),
         (26, 0, 5, Some(DType::F32)),
         (3, 0, 5, Some(DType::F32)),

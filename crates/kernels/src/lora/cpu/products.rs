@@ -249,7 +249,7 @@ unsafe fn up_task_with<S: Simd>(
                 // SAFETY: the place lies in the result.
                 let place = unsafe { part.to.at((rows.start + row) * width + column) };
                 for line in (0..count).step_by(CACHE_LINE) {
-                    simd.prefetch(place.wrapping_add(line));
+                    simd.prefetch_to_write(place.wrapping_add(line));
                 }
             }
             // SAFETY: as above.
