@@ -4,7 +4,9 @@
 //! operand is read along rows, two vectors at a time; [`pack`] brings rows of weights into that form. Its left
 //! operand is read number by number, by step ([`Left`]) or along its rows ([`Rows`]).
 
-use crate::simd::{Element, Simd, dispatch};
+use std::mem::MaybeUninit;
+
+use crate::simd::{Element, Simd, dispatch, paired_rows};
 
 /// How many steps ahead of its use the left operand is fetched: packed, its rows lie side by side.
 const AHEAD: usize = 40;
@@ -130,6 +132,10 @@ impl Factors for Rows {
 /// The same address, in a way that the compiler cannot follow: else it makes a pointer of its own for each sum that is
 /// formed with it.
 #[inline(always)]
+#[allow(
+    clippy::pointers_in_nomem_asm_block,
+    reason = "nothing is read or written, the address is only hidden"
+)]
 fn opaque(address: *const f32) -> *const f32 {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     {
@@ -215,6 +221,7 @@ pub(crate) unsafe fn multiply_ahead<S: Simd>(
             match (rows, vectors) {
                 // SAFETY: the caller's promises.
                 $(($rows, 1) => unsafe { multiply_rows::<S, $rows, 1>(simd, depth, a, b, c, add, ahead) },
+                // SAFETY: as above.
                 ($rows, _) => unsafe { multiply_rows::<S, $rows, 2>(simd, depth, a, b, c, add, ahead) },)+
                 _ => debug_assert!(rows == 0),
             }
@@ -348,12 +355,25 @@ pub(crate) unsafe fn pack<S: Simd, W: Element>(
                         *vector = W::load(simd, from);
                     }
                 }
+                simd.transpose(&mut tile);
+            } else if count == S::LANES / 2 {
+                // Half as many vectors, in about a third of the time.
+                let nothing = [const { MaybeUninit::<W>::zeroed() }; 16];
+                let place = |row: usize| match row < rows {
+                    true => from.wrapping_add(row * row_stride + step),
+                    false => nothing.as_ptr().cast(),
+                };
+                for (index, vector) in tile.iter_mut().enumerate().take(S::LANES / 2) {
+                    let (low, high) = paired_rows(index);
+                    *vector = W::load_two(simd, place(low), place(high));
+                }
+                simd.transpose_pairs(&mut tile);
             } else {
                 for (row, vector) in tile.iter_mut().enumerate().take(rows) {
                     *vector = W::load_first(simd, from.wrapping_add(row * row_stride + step), count);
                 }
+                simd.transpose(&mut tile);
             }
-            simd.transpose(&mut tile);
             let to = to.add(step * stride);
             if count == S::LANES && (depth - step - S::LANES + 1) * stride >= S::LANES {
                 for (column, &vector) in tile.iter().enumerate().take(S::LANES) {
@@ -362,7 +382,8 @@ pub(crate) unsafe fn pack<S: Simd, W: Element>(
             } else {
                 for (column, &vector) in tile.iter().enumerate().take(count) {
                     let room = (depth - step - column) * stride;
-                    simd.store_first(to.add(column * stride), vector, room.min(S::LANES));
+                    let to = to.add(column * stride);
+                    if room < S::LANES { simd.store_first(to, vector, room) } else { simd.store(to, vector) }
                 }
             }
         }

@@ -248,16 +248,7 @@ impl Simd for Avx2 {
             // Within each half of a vector: 4 × 4 blocks, by pairs and then by pairs of pairs.
             let mut quads = [_mm256_setzero_ps(); 8];
             for group in 0..2 {
-                let [a, b, c, d] =
-                    [tile[4 * group], tile[4 * group + 1], tile[4 * group + 2], tile[4 * group + 3]];
-                let ab_low = _mm256_castps_pd(_mm256_unpacklo_ps(a, b));
-                let ab_high = _mm256_castps_pd(_mm256_unpackhi_ps(a, b));
-                let cd_low = _mm256_castps_pd(_mm256_unpacklo_ps(c, d));
-                let cd_high = _mm256_castps_pd(_mm256_unpackhi_ps(c, d));
-                quads[4 * group] = _mm256_castpd_ps(_mm256_unpacklo_pd(ab_low, cd_low));
-                quads[4 * group + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(ab_low, cd_low));
-                quads[4 * group + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(ab_high, cd_high));
-                quads[4 * group + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(ab_high, cd_high));
+                transpose_quads(&tile[4 * group..], &mut quads[4 * group..]);
             }
             // Then a 2 × 2 transpose of whole halves.
             for column in 0..4 {
@@ -266,6 +257,19 @@ impl Simd for Avx2 {
                 tile[column + 4] = _mm256_permute2f128_ps::<0x31>(upper, lower);
             }
         }
+    }
+
+    #[inline(always)]
+    unsafe fn load_two(self, low: *const f32, high: *const f32) -> __m256 {
+        // SAFETY: the caller promised the memory; `self` proves that the instructions exist.
+        unsafe { _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high)) }
+    }
+
+    #[inline(always)]
+    fn transpose_pairs(self, tile: &mut [__m256; 16]) {
+        let rows = [tile[0], tile[1], tile[2], tile[3]];
+        // SAFETY: `self` proves that the instructions exist.
+        unsafe { transpose_quads(&rows, tile) }
     }
 
     #[inline(always)]
@@ -293,5 +297,24 @@ pub(super) fn prefetch_to_write<T>(address: *mut T) {
     // SAFETY: a prefetch of any address is harmless.
     unsafe {
         asm!("prefetchw [{address}]", address = in(reg) address, options(readonly, nostack, preserves_flags));
+    }
+}
+
+/// The transpose of each 4 × 4 block that four vectors hold in a half.
+///
+/// # Safety
+/// The machine has AVX2; both slices have four vectors.
+#[inline(always)]
+unsafe fn transpose_quads(from: &[__m256], to: &mut [__m256]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let ab_low = _mm256_castps_pd(_mm256_unpacklo_ps(from[0], from[1]));
+        let ab_high = _mm256_castps_pd(_mm256_unpackhi_ps(from[0], from[1]));
+        let cd_low = _mm256_castps_pd(_mm256_unpacklo_ps(from[2], from[3]));
+        let cd_high = _mm256_castps_pd(_mm256_unpackhi_ps(from[2], from[3]));
+        to[0] = _mm256_castpd_ps(_mm256_unpacklo_pd(ab_low, cd_low));
+        to[1] = _mm256_castpd_ps(_mm256_unpackhi_pd(ab_low, cd_low));
+        to[2] = _mm256_castpd_ps(_mm256_unpacklo_pd(ab_high, cd_high));
+        to[3] = _mm256_castpd_ps(_mm256_unpackhi_pd(ab_high, cd_high));
     }
 }

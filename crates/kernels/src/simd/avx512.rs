@@ -193,16 +193,7 @@ impl Simd for Avx512 {
             // Within each quarter of a vector: 4 × 4 blocks, by pairs and then by pairs of pairs.
             let mut quads = [_mm512_setzero_ps(); 16];
             for group in 0..4 {
-                let [a, b, c, d] =
-                    [tile[4 * group], tile[4 * group + 1], tile[4 * group + 2], tile[4 * group + 3]];
-                let ab_low = _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
-                let ab_high = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
-                let cd_low = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
-                let cd_high = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
-                quads[4 * group] = _mm512_castpd_ps(_mm512_unpacklo_pd(ab_low, cd_low));
-                quads[4 * group + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(ab_low, cd_low));
-                quads[4 * group + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(ab_high, cd_high));
-                quads[4 * group + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(ab_high, cd_high));
+                transpose_quads(&tile[4 * group..], &mut quads[4 * group..]);
             }
             // Then a 4 × 4 transpose of whole quarters.
             for column in 0..4 {
@@ -215,6 +206,33 @@ impl Simd for Avx512 {
                 tile[column + 4] = _mm512_shuffle_f32x4::<0b10_00_10_00>(ab_odd, cd_odd);
                 tile[column + 8] = _mm512_shuffle_f32x4::<0b11_01_11_01>(ab_even, cd_even);
                 tile[column + 12] = _mm512_shuffle_f32x4::<0b11_01_11_01>(ab_odd, cd_odd);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_two(self, low: *const f32, high: *const f32) -> __m512 {
+        // SAFETY: the caller promised the memory; `self` proves that the instructions exist.
+        unsafe {
+            let low = _mm512_castps256_ps512(_mm256_loadu_ps(low));
+            let high = _mm256_castps_pd(_mm256_loadu_ps(high));
+            _mm512_castpd_ps(_mm512_insertf64x4::<1>(_mm512_castps_pd(low), high))
+        }
+    }
+
+    #[inline(always)]
+    fn transpose_pairs(self, tile: &mut [__m512; 16]) {
+        // SAFETY: `self` proves that the instructions exist.
+        unsafe {
+            let mut quads = [_mm512_setzero_ps(); 8];
+            for group in 0..2 {
+                transpose_quads(&tile[4 * group..], &mut quads[4 * group..]);
+            }
+            // Quarters 0 and 2 belong to the column, 1 and 3 to the fourth after it.
+            for column in 0..4 {
+                let [upper, lower] = [quads[column], quads[column + 4]];
+                tile[column] = _mm512_shuffle_f32x4::<0b10_00_10_00>(upper, lower);
+                tile[column + 4] = _mm512_shuffle_f32x4::<0b11_01_11_01>(upper, lower);
             }
         }
     }
@@ -234,5 +252,24 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn prefetch_to_write<T>(self, address: *mut T) {
         super::avx2::prefetch_to_write(address);
+    }
+}
+
+/// The transpose of each 4 × 4 block that four vectors hold in a quarter.
+///
+/// # Safety
+/// The machine has AVX-512F; both slices have four vectors.
+#[inline(always)]
+unsafe fn transpose_quads(from: &[__m512], to: &mut [__m512]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let ab_low = _mm512_castps_pd(_mm512_unpacklo_ps(from[0], from[1]));
+        let ab_high = _mm512_castps_pd(_mm512_unpackhi_ps(from[0], from[1]));
+        let cd_low = _mm512_castps_pd(_mm512_unpacklo_ps(from[2], from[3]));
+        let cd_high = _mm512_castps_pd(_mm512_unpackhi_ps(from[2], from[3]));
+        to[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(ab_low, cd_low));
+        to[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(ab_low, cd_low));
+        to[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(ab_high, cd_high));
+        to[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(ab_high, cd_high));
     }
 }

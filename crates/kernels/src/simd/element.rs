@@ -13,6 +13,22 @@ pub(crate) trait Element: WithDType {
     /// They must be readable.
     unsafe fn load<S: Simd>(simd: S, from: *const Self) -> S::Vector;
 
+    /// Reads and widens half a vector from each address.
+    ///
+    /// # Safety
+    /// Half of `S::LANES` numbers must be readable from each.
+    #[inline(always)]
+    unsafe fn load_two<S: Simd>(simd: S, low: *const Self, high: *const Self) -> S::Vector {
+        let mut both = [std::mem::MaybeUninit::<Self>::uninit(); 16];
+        let (to_low, to_high) = both.split_at_mut(S::LANES / 2);
+        // SAFETY: the caller promised the memory; a vector has 16 lanes at most, and so many were written.
+        unsafe {
+            std::ptr::copy_nonoverlapping(low, to_low.as_mut_ptr().cast(), S::LANES / 2);
+            std::ptr::copy_nonoverlapping(high, to_high.as_mut_ptr().cast(), S::LANES / 2);
+            Self::load(simd, both.as_ptr().cast())
+        }
+    }
+
     /// Reads and widens `count <= S::LANES` numbers; the other lanes are zero.
     ///
     /// # Safety
@@ -37,8 +53,15 @@ pub(crate) trait Element: WithDType {
 
 /// Forwards each method to the one of [`Simd`] for the type's bits.
 macro_rules! element {
-    ($type:ty, $bits:ty, $load:ident, $load_first:ident, $store:ident, $store_first:ident) => {
+    ($type:ty, $bits:ty, $load:ident, $load_first:ident, $store:ident, $store_first:ident $(, $load_two:ident)?) => {
         impl Element for $type {
+            $(
+                #[inline(always)]
+                unsafe fn load_two<S: Simd>(simd: S, low: *const Self, high: *const Self) -> S::Vector {
+                    // SAFETY: the caller's promise.
+                    unsafe { simd.$load_two(low, high) }
+                }
+            )?
             #[inline(always)]
             unsafe fn load<S: Simd>(simd: S, from: *const Self) -> S::Vector {
                 // SAFETY: the caller's promise; the types have the same layout.
@@ -67,6 +90,6 @@ macro_rules! element {
     };
 }
 
-element!(f32, f32, load, load_first, store, store_first);
+element!(f32, f32, load, load_first, store, store_first, load_two);
 element!(bf16, u16, load_bf16, load_first_bf16, store_bf16, store_first_bf16);
 element!(f16, u16, load_f16, load_first_f16, store_f16, store_first_f16);

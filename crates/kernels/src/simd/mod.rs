@@ -158,6 +158,16 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// The slice holds [`Self::LANES`] vectors.
     fn transpose(self, tile: &mut [Self::Vector; 16]);
 
+    /// Reads half a vector from each address.
+    ///
+    /// # Safety
+    /// Half of [`Self::LANES`] floats must be readable from each.
+    unsafe fn load_two(self, low: *const f32, high: *const f32) -> Self::Vector;
+
+    /// The transpose of rows of half a vector's length, two of them in each of the first half of the vectors: vector `i`
+    /// holds rows [`paired_rows`]`(i)`, and then column `i` of all rows.
+    fn transpose_pairs(self, tile: &mut [Self::Vector; 16]);
+
     /// Asks for the cache line at `address`; any address is fine.
     fn prefetch<T>(self, address: *const T);
 
@@ -167,6 +177,12 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Asks for the cache line at `address` to be written soon; any address is fine. A store to a line that is far away,
     /// or that another core has, otherwise waits for it, and the stores behind it wait too.
     fn prefetch_to_write<T>(self, address: *mut T);
+}
+
+/// The two rows that vector `index` holds in [`Simd::transpose_pairs`]: within every eight, a row and the fourth after it.
+pub(crate) const fn paired_rows(index: usize) -> (usize, usize) {
+    let first = index / 4 * 8 + index % 4;
+    (first, first + 4)
 }
 
 /// Makes a function that runs a generic kernel at the current [`level`].

@@ -290,6 +290,22 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    unsafe fn load_two(self, low: *const f32, high: *const f32) -> Pair {
+        // SAFETY: the caller promised the memory.
+        unsafe { Pair(vld1q_f32(low), vld1q_f32(high)) }
+    }
+
+    #[inline(always)]
+    fn transpose_pairs(self, tile: &mut [Pair; 16]) {
+        let [a, b, c, d] = [tile[0], tile[1], tile[2], tile[3]];
+        // SAFETY: NEON is always there.
+        let [upper, lower] = unsafe { [transpose_4(a.0, b.0, c.0, d.0), transpose_4(a.1, b.1, c.1, d.1)] };
+        for column in 0..4 {
+            tile[column] = Pair(upper[column], lower[column]);
+        }
+    }
+
+    #[inline(always)]
     fn prefetch<T>(self, address: *const T) {
         // SAFETY: a prefetch of any address is harmless.
         unsafe {

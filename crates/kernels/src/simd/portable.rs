@@ -178,6 +178,26 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn load_two(self, low: *const f32, high: *const f32) -> Vector {
+        let mut vector = [0.; LANES];
+        let (to_low, to_high) = vector.split_at_mut(LANES / 2);
+        // SAFETY: the caller promised the memory.
+        unsafe {
+            std::ptr::copy_nonoverlapping(low, to_low.as_mut_ptr(), LANES / 2);
+            std::ptr::copy_nonoverlapping(high, to_high.as_mut_ptr(), LANES / 2);
+        }
+        vector
+    }
+
+    #[inline(always)]
+    fn transpose_pairs(self, tile: &mut [Vector; 16]) {
+        let rows = *tile;
+        for (column, vector) in tile.iter_mut().take(LANES / 2).enumerate() {
+            *vector = std::array::from_fn(|lane| rows[lane % 4][lane / 4 * 4 + column]);
+        }
+    }
+
+    #[inline(always)]
     fn prefetch<T>(self, _address: *const T) {}
 
     #[inline(always)]

@@ -8,6 +8,7 @@ dispatch! {
     unsafe fn round_trip<T: Element>(from: *const f32, narrow: *mut T, to: *mut f32, count: usize) = round_trip_with;
     fn reduce(values: &[f32]) -> (f32, f32) = reduce_with;
     fn transposes() -> bool = transposes_with;
+    fn transposes_pairs() -> bool = transposes_pairs_with;
     fn compare(values: &[f32; 16], bar: f32) -> (u32, usize) = compare_with;
 }
 
@@ -105,6 +106,27 @@ fn transposes_with<S: Simd>(simd: S) -> bool {
         // SAFETY: at most 16 lanes.
         unsafe { simd.store(numbers.as_mut_ptr(), vector) };
         all &= (0..S::LANES).all(|row| numbers[row] == (row * 16 + column) as f32);
+    }
+    all
+}
+
+#[inline(always)]
+fn transposes_pairs_with<S: Simd>(simd: S) -> bool {
+    let half = S::LANES / 2;
+    let numbers: [f32; 16 * 8] = std::array::from_fn(|index| index as f32);
+    let mut tile = [simd.splat(0.0); 16];
+    for (index, vector) in tile.iter_mut().enumerate().take(half) {
+        let (low, high) = paired_rows(index);
+        // SAFETY: both rows are there.
+        *vector = unsafe { simd.load_two(numbers[low * half..].as_ptr(), numbers[high * half..].as_ptr()) };
+    }
+    simd.transpose_pairs(&mut tile);
+    let mut all = true;
+    for (column, &vector) in tile.iter().enumerate().take(half) {
+        let mut numbers = [0f32; 16];
+        // SAFETY: at most 16 lanes.
+        unsafe { simd.store(numbers.as_mut_ptr(), vector) };
+        all &= (0..S::LANES).all(|row| numbers[row] == (row * half + column) as f32);
     }
     all
 }
@@ -282,6 +304,7 @@ fn arithmetic_agrees_with_scalars() {
         assert_eq!(sum, values[..used].iter().sum::<f32>(), "{level}");
         assert_eq!(largest, values[..used].iter().copied().fold(0.0, f32::max), "{level}");
         assert!(transposes(), "{level}");
+        assert!(transposes_pairs(), "{level}");
     });
 }
 
