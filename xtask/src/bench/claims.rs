@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::{
-    detector::{Pair, Rules, confirm},
+    detector::{Pair, Rules, Verdict, confirm},
     progress::Progress,
     published::Claim,
     result::CheckedClaim,
@@ -59,7 +59,7 @@ fn screened(samples: &Samples, claims: Vec<Claim>) -> Vec<(CheckedClaim, bool)> 
         let pairs: Vec<Pair> = row.iter().zip(over).map(|(row, over)| (median(row), median(over))).collect();
         let is_open = rules(&claim).is_suspect(&pairs);
         let ratio = paired_ratio(&pairs, &claim.row);
-        Some((CheckedClaim { claim, ratio, pairs: 0, verdict: super::detector::Verdict::Clear }, is_open))
+        Some((CheckedClaim { claim, ratio, pairs: 0, verdict: Verdict::Clear }, is_open))
     };
     claims.into_iter().filter_map(measured).collect()
 }

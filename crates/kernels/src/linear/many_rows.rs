@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use super::{
     cpu::{Call, Order, Product},
-    microkernel::{Ahead, Left, Rows, multiply_ahead, tile, tile_columns},
+    microkernel::{Ahead, Packed, Rows, Tile, multiply_ahead, tile, tile_columns},
 };
 use crate::{
     parts::Parts,
@@ -36,8 +36,8 @@ const PIECES_PER_THREAD: usize = 7;
 const TASKS_PER_THREAD: usize = 2;
 
 /// The most panels for which rows of `x` are read where they lie: packing them takes as long as multiplying them with one
-/// panel to two.
-const IN_PLACE_PANELS: usize = 32;
+/// panel to two, but packed rows share the first-level cache better with whoever else has it.
+const IN_PLACE_PANELS: usize = 20;
 
 /// The same where rows lie a multiple of [`COLLIDING`] numbers apart: their lines push each other out of the first-level
 /// cache.
@@ -94,6 +94,14 @@ struct Task<'a> {
     spans: &'a [Span<'a>],
 }
 
+impl Task<'_> {
+    /// How many panels all its spans have: they are neighbours.
+    fn panels(&self) -> usize {
+        let (first, last) = (&self.spans[0], &self.spans[self.spans.len() - 1]);
+        last.first_panel + last.panels - first.first_panel
+    }
+}
+
 pub(super) fn run(call: &Call<'_>) {
     let plan = Plan::new(call);
     if call.rows == 0 || plan.panels == 0 {
@@ -106,7 +114,7 @@ pub(super) fn run(call: &Call<'_>) {
         plan.for_each(tasks.len(), &|index| {
             let task = &tasks[index];
             let rows = plan.blocks.start(task.blocks.end) - plan.blocks.start(task.blocks.start);
-            let columns = task.spans.iter().map(|span| span.panels).sum::<usize>() * plan.columns;
+            let columns = task.panels() * plan.columns;
             let kept = plan.slices.largest()
                 * match plan.shared {
                     Operand::X => columns,
@@ -285,6 +293,24 @@ struct Slice<'a> {
     first_panel: usize,
 }
 
+impl Slice<'_> {
+    /// A block of `x` that starts with a row.
+    #[inline(always)]
+    fn block(&self, plan: &Plan<'_>, row: usize) -> *const f32 {
+        if plan.in_place {
+            plan.call.x.as_ptr().wrapping_add(row * plan.call.x_stride + self.steps.start)
+        } else {
+            self.x.as_ptr().wrapping_add((row - self.first_row) * self.steps.len())
+        }
+    }
+
+    /// A panel, counted through all products.
+    #[inline(always)]
+    fn panel(&self, plan: &Plan<'_>, panel: usize) -> *const f32 {
+        self.weights.as_ptr().wrapping_add((panel - self.first_panel) * self.steps.len() * plan.columns)
+    }
+}
+
 /// Adds a slice's products of the task's blocks and a span; writes results after the last slice.
 #[inline(always)]
 fn multiply_span<S: Simd>(
@@ -295,82 +321,96 @@ fn multiply_span<S: Simd>(
     slice: &Slice<'_>,
     sums: &mut [f32],
 ) {
-    let (product, columns, count) = (span.product, tile_columns::<S>(), slice.steps.len());
-    let (is_first, is_last) = (slice.steps.start == 0, slice.steps.end == plan.call.inputs);
-    let width = panel_width(product, columns);
+    let count = slice.steps.len();
     let (first_row, end_row) = (plan.blocks.start(task.blocks.start), plan.blocks.start(task.blocks.end));
-    let first_panel = task.spans[0].first_panel;
-    let panels: usize = task.spans.iter().map(|span| span.panels).sum();
-    let x_stride = plan.call.x_stride;
     if plan.in_place {
-        assert!(plan.call.x.len() >= (end_row - 1) * x_stride + slice.steps.end);
+        assert!(plan.call.x.len() >= (end_row - 1) * plan.call.x_stride + slice.steps.end);
     } else {
         assert!(slice.x.len() >= (end_row - slice.first_row) * count);
     }
-    assert!(slice.weights.len() >= (span.first_panel - slice.first_panel + span.panels) * count * columns);
-    assert!(plan.sums_are_results() || sums.len() >= (end_row - first_row) * panels * columns);
+    let end_panel = span.first_panel - slice.first_panel + span.panels;
+    assert!(slice.weights.len() >= end_panel * count * plan.columns);
+    assert!(plan.sums_are_results() || sums.len() >= (end_row - first_row) * task.panels() * plan.columns);
     // What is kept is gone through again and again, the rest once.
     let (streamed, kept) = match plan.shared {
         Operand::X => (task.blocks.len(), span.panels),
         Operand::Weights => (span.panels, task.blocks.len()),
     };
-    let is_far = count * plan.width(plan.shared) > NEAR;
     for outer in 0..streamed {
         for inner in 0..kept {
-            let (block, panel) = if plan.shared == Operand::X { (outer, inner) } else { (inner, outer) };
-            let rows = plan.blocks.range(task.blocks.start + block);
-            let column = span.column + panel * width;
-            let width = width.min(span.columns - panel * width);
-            let panel = span.first_panel + panel;
+            let place = if plan.shared == Operand::X { (outer, inner) } else { (inner, outer) };
             // SAFETY: the lengths were checked above; tasks have columns or rows of their own.
-            unsafe {
-                let a = if plan.in_place {
-                    plan.call.x.as_ptr().add(rows.start * x_stride + slice.steps.start)
-                } else {
-                    slice.x.as_ptr().add((rows.start - slice.first_row) * count)
-                };
-                let b = slice.weights.as_ptr().add((panel - slice.first_panel) * count * columns);
-                let following = match plan.shared {
-                    _ if !is_far => Ahead::NOTHING,
-                    // Pieces of rows do not lie side by side.
-                    Operand::X if plan.in_place && count < x_stride => Ahead::NOTHING,
-                    Operand::X => {
-                        Ahead::share(a.wrapping_add(rows.len() * count), rows.len() * count, (inner, kept))
-                    }
-                    Operand::Weights => {
-                        Ahead::share(b.wrapping_add(columns * count), columns * count, (inner, kept))
-                    }
-                };
-                let is_result = product.is_plain() && width.is_multiple_of(S::LANES);
-                let (place, stride) = product.place(rows.start, column);
-                let mut ahead = [Ahead::NOTHING, Ahead::NOTHING, following];
-                if is_result || is_last {
-                    ahead[0] = Ahead::rows(place, stride, rows.len());
-                    ahead[1] = Ahead::rows(place.wrapping_add(width - 1), stride, rows.len());
-                }
-                let (c, stride, adds) = if is_result {
-                    (place, stride, product.adds || !is_first)
-                } else {
-                    let place = (rows.start - first_row) * panels + (panel - first_panel) * rows.len();
-                    (sums.as_mut_ptr().add(place * columns), columns, !is_first)
-                };
-                let (b, c) = ((b, columns), (c, stride));
-                let vectors = if product.gate.is_some() { 2 } else { width.div_ceil(S::LANES) };
-                let size = (rows.len(), vectors);
-                if plan.in_place {
-                    let a = Rows::new(a, x_stride);
-                    multiply_ahead(simd, size, count, a, b, c, adds, &ahead);
-                } else {
-                    let a = Left { start: a, row_stride: 1, step_stride: rows.len() };
-                    multiply_ahead(simd, size, count, a, b, c, adds, &ahead);
-                }
-                if is_last && !is_result {
-                    for (index, row) in rows.enumerate() {
-                        let left = c.0.add(index * columns).cast_const();
-                        let values = if product.gate.is_some() { left.add(S::LANES) } else { left };
-                        product.finish(simd, (left, values), row, column, width);
-                    }
-                }
+            unsafe { multiply_tile(simd, plan, task, span, slice, place, sums.as_mut_ptr()) };
+        }
+    }
+}
+
+/// The same for a block of the task and a panel of the span.
+///
+/// # Safety
+/// The slice must hold both, and `sums` have room for the task's, unless all of them are results. Nobody else may touch
+/// the results.
+#[inline(always)]
+unsafe fn multiply_tile<S: Simd>(
+    simd: S,
+    plan: &Plan<'_>,
+    task: &Task<'_>,
+    span: &Span<'_>,
+    slice: &Slice<'_>,
+    (block, panel): (usize, usize),
+    sums: *mut f32,
+) {
+    let (product, columns, depth) = (span.product, tile_columns::<S>(), slice.steps.len());
+    let (is_first, is_last) = (slice.steps.start == 0, slice.steps.end == plan.call.inputs);
+    let rows = plan.blocks.range(task.blocks.start + block);
+    let width = panel_width(product, columns);
+    let column = span.column + panel * width;
+    let width = width.min(span.columns - panel * width);
+    let a = slice.block(plan, rows.start);
+    let b = slice.panel(plan, span.first_panel + panel);
+
+    let is_far = depth * plan.width(plan.shared) > NEAR;
+    let following = match plan.shared {
+        _ if !is_far => Ahead::NOTHING,
+        // Pieces of rows do not lie side by side.
+        Operand::X if plan.in_place && depth < plan.call.x_stride => Ahead::NOTHING,
+        Operand::X => {
+            let numbers = rows.len() * depth;
+            Ahead::share(a.wrapping_add(numbers), numbers, (panel, span.panels))
+        }
+        Operand::Weights => {
+            let numbers = columns * depth;
+            Ahead::share(b.wrapping_add(numbers), numbers, (block, task.blocks.len()))
+        }
+    };
+    let (result, result_stride) = product.place(rows.start, column);
+    let is_result = product.is_plain() && width.is_multiple_of(S::LANES);
+    let mut ahead = [Ahead::NOTHING, Ahead::NOTHING, following];
+    if is_result || is_last {
+        ahead[0] = Ahead::rows(result, result_stride, rows.len());
+        ahead[1] = Ahead::rows(result.wrapping_add(width - 1), result_stride, rows.len());
+    }
+    let (c, adds) = if is_result {
+        ((result, result_stride), product.adds || !is_first)
+    } else {
+        let above = (rows.start - plan.blocks.start(task.blocks.start)) * task.panels();
+        let before = (span.first_panel + panel - task.spans[0].first_panel) * rows.len();
+        ((sums.wrapping_add((above + before) * columns), columns), !is_first)
+    };
+    let vectors = if product.gate.is_some() { 2 } else { width.div_ceil(S::LANES) };
+    let tile = Tile { rows: rows.len(), vectors, depth, b: (b, columns), c, adds, ahead: &ahead };
+    // SAFETY: the caller's promises.
+    unsafe {
+        if plan.in_place {
+            multiply_ahead(simd, Rows::new(a, plan.call.x_stride), &tile);
+        } else {
+            multiply_ahead(simd, Packed { start: a, rows: rows.len() }, &tile);
+        }
+        if is_last && !is_result {
+            for (index, row) in rows.enumerate() {
+                let left = c.0.add(index * columns).cast_const();
+                let values = if product.gate.is_some() { left.add(S::LANES) } else { left };
+                product.finish(simd, (left, values), row, column, width);
             }
         }
     }

@@ -2,11 +2,11 @@
 //!
 //! [`multiply`] keeps a tile of the result in registers: up to [`tile_rows`] rows by two vectors. Its right
 //! operand is read along rows, two vectors at a time; [`pack`] brings rows of weights into that form. Its left
-//! operand is read number by number, by step ([`Left`]) or along its rows ([`Rows`]).
+//! operand is read number by number, by step ([`Packed`]), along its rows ([`Rows`]) or as it lies ([`Left`]).
 
 use std::mem::MaybeUninit;
 
-use crate::simd::{Element, Simd, dispatch, paired_rows};
+use crate::simd::{Element, Simd, Work, dispatch, paired_rows};
 
 /// How many steps ahead of its use the left operand is fetched: packed, its rows lie side by side.
 const AHEAD: usize = 40;
@@ -72,6 +72,31 @@ impl Factors for Left {
     #[inline(always)]
     fn fetch<S: Simd>(&self, simd: S) {
         simd.prefetch(self.start.wrapping_add(AHEAD * self.step_stride));
+    }
+}
+
+/// Rows that lie side by side, step by step.
+#[derive(Clone, Copy)]
+pub(crate) struct Packed {
+    pub(crate) start: *const f32,
+    pub(crate) rows: usize,
+}
+
+impl Factors for Packed {
+    #[inline(always)]
+    unsafe fn of(&self, row: usize) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe { *self.start.add(row) }
+    }
+
+    #[inline(always)]
+    fn step(&mut self) {
+        self.start = self.start.wrapping_add(self.rows);
+    }
+
+    #[inline(always)]
+    fn fetch<S: Simd>(&self, simd: S) {
+        simd.prefetch(self.start.wrapping_add(AHEAD * self.rows));
     }
 }
 
@@ -180,13 +205,50 @@ impl Ahead {
     }
 }
 
+/// What is made of the factors: `c[row][column] (+)= Σ a[row][step] · b[step][column]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Tile<'a> {
+    /// At most [`tile_rows`].
+    pub(crate) rows: usize,
+    /// Vectors of columns, one or two.
+    pub(crate) vectors: usize,
+    pub(crate) depth: usize,
+    /// Row-major, with its stride.
+    pub(crate) b: (*const f32, usize),
+    /// Row-major, with its stride.
+    pub(crate) c: (*mut f32, usize),
+    /// Whether to add to `c`, else it is overwritten.
+    pub(crate) adds: bool,
+    /// What will be multiplied next.
+    pub(crate) ahead: &'a [Ahead],
+}
+
+/// Evaluates an expression with a number of rows, at most [`tile_rows`], as a constant.
+macro_rules! with_rows {
+    ($simd:ty, $rows:expr, $constant:ident => $body:expr) => {
+        if <$simd>::REGISTERS >= 32 {
+            with_rows!(@match $rows, $constant => $body, 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+        } else {
+            with_rows!(@match $rows, $constant => $body, 1 2 3 4 5 6)
+        }
+    };
+    (@match $rows:expr, $constant:ident => $body:expr, $($value:literal)+) => {
+        match $rows {
+            $($value => {
+                const $constant: usize = $value;
+                $body
+            })+
+            rows => debug_assert!(rows == 0),
+        }
+    };
+}
+
 /// `c[row][column] (+)= Σ a[row][step] · b[step][column]` for `rows` rows, [`tile_columns`] columns and
-/// `depth` steps. `b` and `c` are row-major with the given strides. Adds to `c` if `add`, else overwrites.
+/// `depth` steps. `b` and `c` are row-major with the given strides. Adds to `c` if `adds`, else overwrites.
 ///
 /// # Safety
 /// All elements so described must be readable, those of `c` writable; `rows <= tile_rows()`.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 pub(crate) unsafe fn multiply<S: Simd>(
     simd: S,
     rows: usize,
@@ -194,67 +256,57 @@ pub(crate) unsafe fn multiply<S: Simd>(
     a: Left,
     b: (*const f32, usize),
     c: (*mut f32, usize),
-    add: bool,
+    adds: bool,
 ) {
+    let tile = Tile { rows, vectors: 2, depth, b, c, adds, ahead: &[] };
     // SAFETY: the caller's promises.
-    unsafe { multiply_ahead(simd, (rows, 2), depth, a, b, c, add, &[]) }
+    with_rows!(S, rows, ROWS => unsafe { multiply_rows::<S, ROWS, 2>(simd, a, &tile) });
 }
 
-/// The same for one or two vectors of columns, and fetches what will be multiplied next.
+/// Makes a tile, and fetches what will be multiplied next. Each size is a function of its own: among much other code, the
+/// compiler finds no registers for the largest.
 ///
 /// # Safety
-/// As for [`multiply`].
+/// All elements that the tile describes must be readable, those of `c` writable.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-pub(crate) unsafe fn multiply_ahead<S: Simd>(
-    simd: S,
-    (rows, vectors): (usize, usize),
-    depth: usize,
-    a: impl Factors,
-    b: (*const f32, usize),
-    c: (*mut f32, usize),
-    add: bool,
-    ahead: &[Ahead],
-) {
-    macro_rules! cases {
-        ($($rows:literal)+) => {
-            match (rows, vectors) {
-                // SAFETY: the caller's promises.
-                $(($rows, 1) => unsafe { multiply_rows::<S, $rows, 1>(simd, depth, a, b, c, add, ahead) },
-                // SAFETY: as above.
-                ($rows, _) => unsafe { multiply_rows::<S, $rows, 2>(simd, depth, a, b, c, add, ahead) },)+
-                _ => debug_assert!(rows == 0),
-            }
-        };
-    }
-    if S::REGISTERS >= 32 {
-        cases!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
-    } else {
-        cases!(1 2 3 4 5 6);
+pub(crate) unsafe fn multiply_ahead<S: Simd>(simd: S, a: impl Factors, tile: &Tile<'_>) {
+    with_rows!(S, tile.rows, ROWS => match tile.vectors {
+        1 => simd.apart(Multiplication::<_, ROWS, 1> { a, tile }),
+        _ => simd.apart(Multiplication::<_, ROWS, 2> { a, tile }),
+    });
+}
+
+/// A tile whose caller has promised what [`multiply_ahead`] asks for.
+struct Multiplication<'a, A, const ROWS: usize, const VECTORS: usize> {
+    a: A,
+    tile: &'a Tile<'a>,
+}
+
+impl<A: Factors, const ROWS: usize, const VECTORS: usize> Work for Multiplication<'_, A, ROWS, VECTORS> {
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        // SAFETY: promised.
+        unsafe { multiply_rows::<S, ROWS, VECTORS>(simd, self.a, self.tile) }
     }
 }
 
 /// # Safety
-/// As for [`multiply`].
+/// As for [`multiply_ahead`].
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 unsafe fn multiply_rows<S: Simd, const ROWS: usize, const VECTORS: usize>(
     simd: S,
-    depth: usize,
     mut a: impl Factors,
-    (mut b, b_stride): (*const f32, usize),
-    (c, c_stride): (*mut f32, usize),
-    add: bool,
-    ahead: &[Ahead],
+    tile: &Tile<'_>,
 ) {
+    let Tile { depth, b: (mut b, b_stride), c: (c, c_stride), adds, ahead, .. } = *tile;
     let zero = simd.splat(0.0);
-    let mut tile = [[zero; VECTORS]; ROWS];
+    let mut sums = [[zero; VECTORS]; ROWS];
     // What `c` holds may be on its way, and is added in the end.
     let fetches = !ahead.is_empty();
     // SAFETY: the caller promised the memory of all operands.
     unsafe {
-        if add && !fetches {
-            for (row, sums) in tile.iter_mut().enumerate() {
+        if adds && !fetches {
+            for (row, sums) in sums.iter_mut().enumerate() {
                 let c = c.add(row * c_stride);
                 for (vector, sum) in sums.iter_mut().enumerate() {
                     *sum = simd.load(c.add(vector * S::LANES));
@@ -272,12 +324,9 @@ unsafe fn multiply_rows<S: Simd, const ROWS: usize, const VECTORS: usize>(
                     simd.prefetch_outer(line);
                     line = line.wrapping_byte_add(stride);
                 }
-                for _ in 0..2 {
-                    a.fetch(simd);
-                    add_step(simd, &mut tile, a, b);
-                    a.step();
-                    b = b.wrapping_add(b_stride);
-                }
+                // Twice: the compiler does not always unroll a loop around so much.
+                add_step(simd, &mut sums, &mut a, &mut b, b_stride);
+                add_step(simd, &mut sums, &mut a, &mut b, b_stride);
             }
             pairs -= lines;
             if next.is_none() {
@@ -285,42 +334,46 @@ unsafe fn multiply_rows<S: Simd, const ROWS: usize, const VECTORS: usize>(
             }
         }
         if depth % 2 == 1 {
-            add_step(simd, &mut tile, a, b);
+            add_step(simd, &mut sums, &mut a, &mut b, b_stride);
         }
-        for (row, sums) in tile.iter().enumerate() {
+        for (row, sums) in sums.iter().enumerate() {
             let c = c.add(row * c_stride);
             for (vector, &sum) in sums.iter().enumerate() {
                 let c = c.add(vector * S::LANES);
-                simd.store(c, if add && fetches { simd.add(sum, simd.load(c)) } else { sum });
+                simd.store(c, if adds && fetches { simd.add(sum, simd.load(c)) } else { sum });
             }
         }
     }
 }
 
-/// One step of a tile.
+/// Adds one step of both operands to a tile, and goes on to the next.
 ///
 /// # Safety
 /// The factors of all rows must be readable, and `VECTORS` vectors from `b` on.
 #[inline(always)]
 unsafe fn add_step<S: Simd, const ROWS: usize, const VECTORS: usize>(
     simd: S,
-    tile: &mut [[S::Vector; VECTORS]; ROWS],
-    a: impl Factors,
-    b: *const f32,
+    sums: &mut [[S::Vector; VECTORS]; ROWS],
+    a: &mut impl Factors,
+    b: &mut *const f32,
+    b_stride: usize,
 ) {
+    a.fetch(simd);
     let mut right = [simd.splat(0.0); VECTORS];
     // SAFETY: the caller's promise.
     unsafe {
         for (vector, right) in right.iter_mut().enumerate() {
             *right = simd.load(b.add(vector * S::LANES));
         }
-        for (row, sums) in tile.iter_mut().enumerate() {
+        for (row, sums) in sums.iter_mut().enumerate() {
             let factor = simd.splat(a.of(row));
             for (sum, &right) in sums.iter_mut().zip(&right) {
                 *sum = simd.fma(factor, right, *sum);
             }
         }
     }
+    a.step();
+    *b = b.wrapping_add(b_stride);
 }
 
 /// Writes rows as columns, widened: `to[step · stride + row] = from[row · row_stride + step]` for `depth`

@@ -2,7 +2,7 @@
 
 use std::arch::{asm, x86_64::*};
 
-use super::Simd;
+use super::{Simd, Work};
 
 /// Proof that the machine has AVX2, FMA and F16C.
 #[derive(Debug, Clone, Copy)]
@@ -91,6 +91,17 @@ impl Simd for Avx2 {
     type Vector = __m256;
     const LANES: usize = 8;
     const REGISTERS: usize = 16;
+
+    #[inline(always)]
+    fn apart(self, work: impl Work) {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        #[inline(never)]
+        unsafe fn with_features(simd: Avx2, work: impl Work) {
+            work.run(simd);
+        }
+        // SAFETY: the value is the proof that the machine has the instructions.
+        unsafe { with_features(self, work) }
+    }
 
     instructions! {
         add(a, b) = _mm256_add_ps;

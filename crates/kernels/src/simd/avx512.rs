@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::Simd;
+use super::{Simd, Work};
 
 /// Proof that the machine has AVX-512 F, BW, VL and DQ.
 #[derive(Debug, Clone, Copy)]
@@ -60,6 +60,17 @@ impl Simd for Avx512 {
     type Vector = __m512;
     const LANES: usize = 16;
     const REGISTERS: usize = 32;
+
+    #[inline(always)]
+    fn apart(self, work: impl Work) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+        #[inline(never)]
+        unsafe fn with_features(simd: Avx512, work: impl Work) {
+            work.run(simd);
+        }
+        // SAFETY: the value is the proof that the machine has the instructions.
+        unsafe { with_features(self, work) }
+    }
 
     instructions! {
         add(a, b) = _mm512_add_ps;

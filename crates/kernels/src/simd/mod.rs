@@ -38,6 +38,11 @@ pub(crate) use portable::Portable;
 
 pub(crate) use level::{forced_level, set_forced_level};
 
+/// What [`Simd::apart`] compiles; its function is to be `#[inline(always)]`.
+pub(crate) trait Work {
+    fn run<S: Simd>(self, simd: S);
+}
+
 /// Operations on vectors of `f32`. A value of an implementing type is the proof that the machine has the
 /// instructions, so arithmetic is safe; only memory access asks for care.
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
@@ -49,6 +54,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     /// Vectors that fit into registers, for kernels that size their tiles.
     const REGISTERS: usize;
+
+    /// Does work in a function of its own. A loop that needs all registers gets them, whatever surrounds the call.
+    fn apart(self, work: impl Work);
 
     /// All lanes the same.
     fn splat(self, value: f32) -> Self::Vector;

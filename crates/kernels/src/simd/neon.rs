@@ -3,7 +3,7 @@
 
 use std::arch::{aarch64::*, asm};
 
-use super::Simd;
+use super::{Simd, Work};
 
 const LANES: usize = 8;
 
@@ -116,6 +116,11 @@ impl Simd for Neon {
     type Vector = Pair;
     const LANES: usize = LANES;
     const REGISTERS: usize = 16;
+
+    #[inline(never)]
+    fn apart(self, work: impl Work) {
+        work.run(self);
+    }
 
     instructions! {
         add(a, b) = vaddq_f32;

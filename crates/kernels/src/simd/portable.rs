@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use half::{bf16, f16};
 
-use super::Simd;
+use super::{Simd, Work};
 
 const LANES: usize = 8;
 
@@ -23,6 +23,11 @@ impl Simd for Portable {
     type Vector = Vector;
     const LANES: usize = LANES;
     const REGISTERS: usize = 16;
+
+    #[inline(never)]
+    fn apart(self, work: impl Work) {
+        work.run(self);
+    }
 
     #[inline(always)]
     fn splat(self, value: f32) -> Vector {
