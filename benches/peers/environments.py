@@ -78,13 +78,18 @@ class Environments:
         return stamp.exists() and json.loads(stamp.read_text()) == self.stamp(peer)
 
     def stamp(self, peer):
-        texts = self.requirements(peer).read_text() + json.dumps(self.build_variables(peer))
+        texts = "".join(file.read_text() for file in self.requirements(peer)) + json.dumps(self.build_variables(peer))
         return {"requirements": hashlib.sha256(texts.encode()).hexdigest(), "python": platform.python_version()}
 
     def requirements(self, peer):
+        """Files of which one is to be installed, best first."""
         stem = {"llama.cpp": "llama-cpp", "PyTorch": "torch", "MLX": "mlx"}[peer]
         fit = HERE / "requirements" / f"{stem}-{platform.system().lower()}-{self.device}.txt"
-        return fit if fit.exists() else HERE / "requirements" / f"{stem}.txt"
+        general = HERE / "requirements" / f"{stem}.txt"
+        if not fit.exists():
+            return [general]
+        # PyPI's PyTorch is larger, but does the same; MLX's files are of different packages.
+        return [fit, general] if peer == "PyTorch" else [fit]
 
     def build_variables(self, peer):
         if peer == "llama.cpp" and self.device == "cuda":
@@ -98,7 +103,14 @@ class Environments:
             return True
         if peer == "candle":
             return self.build_candle()
-        folder, requirements = self.at(peer), self.requirements(peer)
+        for requirements in self.requirements(peer):
+            if self.fill(peer, requirements):
+                return True
+        print(f"{peer}: left out of measurements until this works; or name one that is there: --install-peers {peer} --python {peer}=PATH")
+        return False
+
+    def fill(self, peer, requirements):
+        folder = self.at(peer)
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         python, uv = folder / "bin" / "python", shutil.which("uv")
@@ -111,7 +123,6 @@ class Environments:
         steps = [*make, fill, *self.blas_steps(peer, folder)]
         print(f"{peer}: installing {requirements.relative_to(HERE)} into {folder}", flush=True)
         if not run_steps(steps, folder.with_suffix(".log"), os.environ | self.build_variables(peer)):
-            print(f"{peer}: left out of measurements until this works; or name one that is there: --install-peers {peer} --python {peer}=PATH")
             return False
         (folder / "installed.json").write_text(json.dumps(self.stamp(peer)))
         return True
