@@ -3,34 +3,26 @@
 //! The smaller operand is packed once, and every task streams all of it from the outer caches. The larger one is
 //! packed piece by piece: each task keeps one in the second-level cache and is the only one to read it. Rows of `x` that
 //! few panels are multiplied with are not packed: it would cost more than it saves.
+//!
+//! What a tile is, and how its operands are packed, is an [`Engine`]'s affair.
 
-mod packing;
+mod floats;
+#[cfg(target_arch = "x86_64")]
+mod matrices;
 
 use std::ops::Range;
 
 use super::{
     cpu::{Call, Order, Product},
-    microkernel::{Ahead, Packed, Rows, Tile, multiply_ahead, tile, tile_columns},
+    microkernel::Ahead,
 };
 use crate::{
     parts::Parts,
-    pool,
+    pool::{self, Disjoint},
     scratch::with_scratch,
-    simd::{Simd, dispatch},
+    simd::{Level, Simd, level},
+    view::Floats,
 };
-
-/// The most steps along K that are packed at once.
-const DEPTH: usize = 2048;
-
-/// The most packed numbers that a task keeps, half a megabyte: with what is streamed past them, they stay in the
-/// second-level cache.
-const KEPT: usize = 1 << 17;
-
-/// Numbers of the streamed operand that the second-level cache holds beside them.
-const NEAR: usize = 2 * KEPT;
-
-/// The fewest pieces per thread, where there is enough to be divided: so much of its time a thread may wait at the end.
-const PIECES_PER_THREAD: usize = 7;
 
 /// The fewest tasks per thread, at the price of packing pieces several times.
 const TASKS_PER_THREAD: usize = 2;
@@ -52,20 +44,89 @@ const ALONE: usize = 64 * 64 * 64;
 /// How a call is computed.
 struct Plan<'a> {
     call: &'a Call<'a>,
-    /// Steps along K that are packed at once.
+    products: &'a [&'a Product<'a>],
+    packing: Packing,
+    /// Groups of steps along K that are packed at once.
     slices: Parts,
     /// Rows of `x` that share a tile.
     blocks: Parts,
     /// All panels.
     spans: Vec<Span<'a>>,
     panels: usize,
-    /// Columns of a panel.
-    columns: usize,
     /// What is packed once.
     shared: Operand,
     /// Whether `x` is not packed, but read where it lies.
     in_place: bool,
     threads: usize,
+}
+
+/// What an engine's tiles are, how much room their packed operands take, and how much is packed at once.
+#[derive(Clone, Copy)]
+struct Packing {
+    /// The most rows of `x` in a tile.
+    rows: usize,
+    /// Columns of a tile, and of a panel of weights.
+    columns: usize,
+    /// Steps that are packed together; a last group that is not full is filled up with zeros.
+    group: usize,
+    /// Floats per step of a block of `x`; of a panel.
+    block: usize,
+    panel: usize,
+    /// Whether rows of `x` may be read where they lie.
+    reads_in_place: bool,
+    /// Whether only tiles with all rows and columns can be made where the results are.
+    only_whole: bool,
+    /// Blocks of a transposed `x` that are packed side by side: a row of theirs fills some cache lines.
+    column_blocks: usize,
+    /// The most steps along K that are packed at once.
+    depth: usize,
+    /// The most packed floats that a task keeps: with what is streamed past them, they stay in the second-level cache.
+    kept: usize,
+    /// Packed floats of the streamed operand that the second-level cache holds beside them.
+    near: usize,
+    /// The fewest pieces per thread, where there is enough to be divided: so much of its time a thread may wait at the end.
+    pieces: usize,
+}
+
+/// Multiplies tiles.
+trait Engine: Copy {
+    type Vectors: Simd;
+
+    /// Its vectors, for what is done with the sums.
+    fn vectors(self) -> Self::Vectors;
+
+    /// Packs some steps of neighbouring blocks of `x`, block by block.
+    fn pack_blocks(self, plan: &Plan<'_>, blocks: Range<usize>, steps: Range<usize>, to: &mut [f32]);
+
+    /// Packs some steps of a span's weights, panel by panel. With a gate, the left half of a panel is the gate's and the
+    /// right half the other layer's; else they are neighbours.
+    fn pack_span(self, plan: &Plan<'_>, span: &Span<'_>, steps: Range<usize>, to: &mut [f32]);
+
+    /// Whether a tile of so many rows and columns can be made where the results are.
+    fn fits(self, rows: usize, columns: usize) -> bool;
+
+    /// Makes a tile.
+    ///
+    /// # Safety
+    /// All that the piece describes must be readable, its sums writable.
+    unsafe fn multiply(self, plan: &Plan<'_>, piece: &Piece);
+}
+
+/// The operands of a tile, and its sums.
+struct Piece {
+    rows: usize,
+    /// Halves of its columns that are needed.
+    halves: usize,
+    steps: usize,
+    /// A block of `x`, packed or in place.
+    x: *const f32,
+    panel: *const f32,
+    /// With their stride.
+    sums: (*mut f32, usize),
+    /// Whether to add to the sums, else they are overwritten.
+    adds: bool,
+    /// What will be read and written next.
+    ahead: [Ahead; 3],
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -103,57 +164,81 @@ impl Task<'_> {
 }
 
 pub(super) fn run(call: &Call<'_>) {
-    let plan = Plan::new(call);
+    let (matrices, vectors): (Vec<_>, Vec<_>) =
+        call.products.iter().partition(|product| takes_matrices(product));
+    #[cfg(target_arch = "x86_64")]
+    run_with(call, &matrices, matrices::packing(&matrices), &matrices::ENTRY);
+    #[cfg(not(target_arch = "x86_64"))]
+    debug_assert!(matrices.is_empty());
+    run_with(call, &vectors, floats::packing(call), &floats::ENTRY);
+}
+
+/// Whether a product is AMX's: of weights that are wider, it would have to multiply so many parts that nothing is won.
+fn takes_matrices(product: &Product<'_>) -> bool {
+    level() == Level::Amx && product.layers().all(|layer| !matches!(layer.weight, Floats::F32(_)))
+}
+
+/// An engine, entered with the instructions that it needs.
+struct Entry {
+    pack_blocks: fn(&Plan<'_>, Range<usize>, Range<usize>, &mut [f32]),
+    pack_span: fn(&Plan<'_>, &Span<'_>, Range<usize>, &mut [f32]),
+    multiply_task: fn(&Plan<'_>, &Task<'_>, &[f32], &mut [f32], &mut [f32]),
+}
+
+/// Computes some of a call's products.
+fn run_with(call: &Call<'_>, products: &[&Product<'_>], packing: Packing, engine: &Entry) {
+    let plan = Plan::new(call, products, packing);
     if call.rows == 0 || plan.panels == 0 {
         return;
     }
     let tasks = plan.tasks();
-    with_scratch(plan.packed_width(plan.shared) * call.inputs, |shared| {
-        packing::pack_shared(&plan, shared);
+    with_scratch(plan.packed(plan.shared, plan.count(plan.shared), call.inputs), |shared| {
+        plan.pack_shared(engine, shared);
         let shared = &*shared;
         plan.for_each(tasks.len(), &|index| {
             let task = &tasks[index];
-            let rows = plan.blocks.start(task.blocks.end) - plan.blocks.start(task.blocks.start);
-            let columns = task.panels() * plan.columns;
-            let kept = plan.slices.largest()
-                * match plan.shared {
-                    Operand::X => columns,
-                    Operand::Weights if plan.in_place => 0,
-                    Operand::Weights => rows,
-                };
-            let sums = if plan.sums_are_results() { 0 } else { rows * columns };
+            let kept = match plan.shared {
+                Operand::X => plan.packed(Operand::Weights, task.panels(), plan.longest_slice()),
+                Operand::Weights => plan.packed(Operand::X, task.blocks.len(), plan.longest_slice()),
+            };
+            let sums = if plan.sums_are_results() { 0 } else { plan.sums(task.blocks.len() * task.panels()) };
             with_scratch(kept + sums, |scratch| {
                 let (kept, sums) = scratch.split_at_mut(kept);
-                multiply_task(&plan, task, shared, kept, sums);
+                (engine.multiply_task)(&plan, task, shared, kept, sums);
             });
         });
     });
 }
 
 impl<'a> Plan<'a> {
-    fn new(call: &'a Call<'a>) -> Self {
-        let (most_rows, columns) = tile();
+    fn new(call: &'a Call<'a>, products: &'a [&'a Product<'a>], packing: Packing) -> Self {
+        let columns = packing.columns;
         let panels_of = |product: &Product<'_>| product.outputs.div_ceil(panel_width(product, columns));
-        let outputs: usize =
-            call.products.iter().map(|product| product.layers().count() * product.outputs).sum();
+        let outputs: usize = products.iter().map(|product| product.layers().count() * product.outputs).sum();
         let is_alone = call.rows * call.inputs * outputs <= ALONE;
-        let panels = call.products.iter().map(panels_of).sum();
+        let panels = products.iter().map(|product| panels_of(product)).sum();
         let collide = call.x_stride.is_multiple_of(COLLIDING);
-        let most_in_place = if collide { COLLIDING_PANELS } else { IN_PLACE_PANELS };
+        let most_in_place = match packing.reads_in_place {
+            true if call.x_order == Order::InputsFirst => 0,
+            true if collide => COLLIDING_PANELS,
+            true => IN_PLACE_PANELS,
+            false => 0,
+        };
         let mut plan = Self {
             call,
-            slices: Parts::at_most(DEPTH, call.inputs),
-            blocks: Parts::at_most(most_rows, call.rows),
+            products,
+            packing,
+            slices: Parts::at_most(packing.depth / packing.group, call.inputs.div_ceil(packing.group)),
+            blocks: Parts::at_most(packing.rows, call.rows),
             spans: Vec::new(),
             panels,
-            columns,
             shared: if call.rows <= outputs { Operand::X } else { Operand::Weights },
-            in_place: call.x_order == Order::InputsLast && panels <= most_in_place,
+            in_place: panels <= most_in_place,
             threads: if is_alone { 1 } else { pool::threads() },
         };
-        let pieces = plan.pieces(plan.panels, columns);
+        let pieces = plan.pieces(Operand::Weights);
         let mut first_panel = 0;
-        for product in call.products {
+        for &product in products {
             let (whole, width) = (panels_of(product), panel_width(product, columns));
             let count = (pieces * whole / plan.panels.max(1)).max(1);
             for panels in (Parts { whole, count }).ranges() {
@@ -171,13 +256,14 @@ impl<'a> Plan<'a> {
         plan
     }
 
-    /// Into how many pieces `count` blocks or panels of `width` are divided: evenly among the threads, so that all end
-    /// at the same time.
-    fn pieces(&self, count: usize, width: usize) -> usize {
-        let pieces = Parts::at_most(KEPT / (self.slices.largest() * width).max(1), count).count;
+    /// Into how many pieces an operand is divided: evenly among the threads, so that all end at the same time.
+    fn pieces(&self, operand: Operand) -> usize {
+        let count = self.count(operand);
+        let floats = self.packing.floats(operand) * self.longest_slice();
+        let pieces = Parts::at_most(self.packing.kept / floats.max(1), count).count;
         match self.threads {
             1 => pieces,
-            threads => pieces.max(threads * PIECES_PER_THREAD).next_multiple_of(threads).min(count.max(1)),
+            threads => pieces.max(threads * self.packing.pieces).next_multiple_of(threads).min(count.max(1)),
         }
     }
 
@@ -188,7 +274,7 @@ impl<'a> Plan<'a> {
                 (self.parts(self.spans.len()).min(most), self.spans.len())
             }
             Operand::Weights => {
-                let pieces = self.pieces(self.blocks.count, self.blocks.largest());
+                let pieces = self.pieces(Operand::X);
                 (pieces, self.parts(pieces).min(self.spans.len()))
             }
         };
@@ -208,29 +294,96 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Numbers of a step of an operand that are packed.
-    fn packed_width(&self, operand: Operand) -> usize {
-        if operand == Operand::X && self.in_place { 0 } else { self.width(operand) }
+    /// Blocks or panels.
+    fn count(&self, operand: Operand) -> usize {
+        match operand {
+            Operand::X => self.blocks.count,
+            Operand::Weights => self.panels,
+        }
     }
 
-    /// Numbers of a step of an operand.
-    fn width(&self, operand: Operand) -> usize {
-        match operand {
-            Operand::X => self.call.rows,
-            Operand::Weights => self.panels * self.columns,
+    /// The steps of all slices.
+    fn steps(&self) -> impl Iterator<Item = Range<usize>> {
+        let (group, end) = (self.packing.group, self.call.inputs);
+        self.slices.ranges().map(move |groups| groups.start * group..(groups.end * group).min(end))
+    }
+
+    /// Steps of the longest slice, filled up.
+    fn longest_slice(&self) -> usize {
+        self.slices.largest() * self.packing.group
+    }
+
+    /// Floats that some steps of so many blocks or panels take.
+    #[inline(always)]
+    fn packed(&self, operand: Operand, count: usize, steps: usize) -> usize {
+        if operand == Operand::X && self.in_place {
+            return 0;
         }
+        count * self.packing.floats(operand) * steps.next_multiple_of(self.packing.group)
+    }
+
+    /// Floats of the sums of so many tiles.
+    #[inline(always)]
+    fn sums(&self, tiles: usize) -> usize {
+        tiles * self.packing.rows * self.packing.columns
     }
 
     /// Whether all sums are made where the results are.
     fn sums_are_results(&self) -> bool {
+        let Packing { rows, columns, only_whole, .. } = self.packing;
         let is_result =
-            |product: &Product<'_>| product.is_plain() && product.outputs.is_multiple_of(self.columns);
-        self.call.products.iter().all(is_result)
+            |product: &&Product<'_>| product.is_plain() && product.outputs.is_multiple_of(columns);
+        (!only_whole || self.call.rows.is_multiple_of(rows)) && self.products.iter().all(is_result)
     }
 
     /// Runs tasks here, or spread over the pool.
     fn for_each(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         if self.threads == 1 { (0..tasks).for_each(task) } else { pool::for_each(tasks, task) }
+    }
+
+    /// Packs all of the shared operand, slice after slice.
+    fn pack_shared(&self, engine: &Entry, to: &mut [f32]) {
+        let all = self.count(self.shared);
+        let to = Disjoint::new(to);
+        match self.shared {
+            Operand::X if self.in_place => {}
+            Operand::X => {
+                let most =
+                    if self.call.x_order == Order::InputsLast { 1 } else { self.packing.column_blocks };
+                let pieces = Parts::at_most(most, self.blocks.count);
+                self.for_each(pieces.count, &|piece| {
+                    let blocks = pieces.range(piece);
+                    for steps in self.steps() {
+                        let start = self.packed(Operand::X, all, steps.start)
+                            + self.packed(Operand::X, blocks.start, steps.len());
+                        let count = self.packed(Operand::X, blocks.len(), steps.len());
+                        // SAFETY: the blocks do not overlap.
+                        (engine.pack_blocks)(self, blocks.clone(), steps, unsafe { to.part(start, count) });
+                    }
+                });
+            }
+            Operand::Weights => self.for_each(self.spans.len(), &|index| {
+                let span = &self.spans[index];
+                for steps in self.steps() {
+                    let start = self.packed(Operand::Weights, all, steps.start)
+                        + self.packed(Operand::Weights, span.first_panel, steps.len());
+                    let count = self.packed(Operand::Weights, span.panels, steps.len());
+                    // SAFETY: the spans do not overlap.
+                    (engine.pack_span)(self, span, steps, unsafe { to.part(start, count) });
+                }
+            }),
+        }
+    }
+}
+
+impl Packing {
+    /// Floats per step of a block or a panel.
+    #[inline(always)]
+    fn floats(&self, operand: Operand) -> usize {
+        match operand {
+            Operand::X => self.block,
+            Operand::Weights => self.panel,
+        }
     }
 }
 
@@ -240,44 +393,39 @@ fn panel_width(product: &Product<'_>, columns: usize) -> usize {
     if product.gate.is_some() { columns / 2 } else { columns }
 }
 
-dispatch! {
-    fn multiply_task(
-        plan: &Plan<'_>, task: &Task<'_>, shared: &[f32], kept: &mut [f32], sums: &mut [f32],
-    ) = task_with;
-}
-
 /// Slice by slice, packs the task's piece of the larger operand and multiplies it.
 #[inline(always)]
-fn task_with<S: Simd>(
-    simd: S,
+fn task_with<E: Engine>(
+    engine: E,
     plan: &Plan<'_>,
     task: &Task<'_>,
     shared: &[f32],
     kept: &mut [f32],
     sums: &mut [f32],
 ) {
-    for steps in plan.slices.ranges() {
-        let width = plan.packed_width(plan.shared);
-        let shared = &shared[steps.start * width..][..steps.len() * width];
-        let first_row = plan.blocks.start(task.blocks.start);
+    for steps in plan.steps() {
+        let all = plan.count(plan.shared);
+        let start = plan.packed(plan.shared, all, steps.start);
+        let shared = &shared[start..][..plan.packed(plan.shared, all, steps.len())];
         let first_panel = task.spans[0].first_panel;
         let slice = match plan.shared {
             Operand::X => {
                 for span in task.spans {
-                    let to = &mut kept[(span.first_panel - first_panel) * steps.len() * plan.columns..];
-                    packing::pack_span(simd, plan.call, span, steps.clone(), to);
+                    let before = span.first_panel - first_panel;
+                    let to = &mut kept[plan.packed(Operand::Weights, before, steps.len())..];
+                    engine.pack_span(plan, span, steps.clone(), to);
                 }
-                Slice { steps, x: shared, first_row: 0, weights: kept, first_panel }
+                Slice { steps, x: shared, first_block: 0, weights: kept, first_panel }
             }
             Operand::Weights => {
                 if !plan.in_place {
-                    packing::pack_blocks(simd, plan, task.blocks.clone(), steps.clone(), kept);
+                    engine.pack_blocks(plan, task.blocks.clone(), steps.clone(), kept);
                 }
-                Slice { steps, x: kept, first_row, weights: shared, first_panel: 0 }
+                Slice { steps, x: kept, first_block: task.blocks.start, weights: shared, first_panel: 0 }
             }
         };
         for span in task.spans {
-            multiply_span(simd, plan, task, span, &slice, sums);
+            multiply_span(engine, plan, task, span, &slice, sums);
         }
     }
 }
@@ -285,36 +433,38 @@ fn task_with<S: Simd>(
 /// Some steps of both operands, packed.
 struct Slice<'a> {
     steps: Range<usize>,
-    /// `[steps, rows]` of each block, from that of `first_row` on, if they are packed.
+    /// Block by block from `first_block` on, if they are packed.
     x: &'a [f32],
-    first_row: usize,
-    /// `[steps, columns]` of each panel from `first_panel` on.
+    first_block: usize,
+    /// Panel by panel from `first_panel` on.
     weights: &'a [f32],
     first_panel: usize,
 }
 
 impl Slice<'_> {
-    /// A block of `x` that starts with a row.
     #[inline(always)]
-    fn block(&self, plan: &Plan<'_>, row: usize) -> *const f32 {
+    fn block(&self, plan: &Plan<'_>, block: usize) -> *const f32 {
         if plan.in_place {
-            plan.call.x.as_ptr().wrapping_add(row * plan.call.x_stride + self.steps.start)
+            let start = plan.blocks.start(block) * plan.call.x_stride + self.steps.start;
+            plan.call.x.as_ptr().wrapping_add(start)
         } else {
-            self.x.as_ptr().wrapping_add((row - self.first_row) * self.steps.len())
+            let before = plan.packed(Operand::X, block - self.first_block, self.steps.len());
+            self.x.as_ptr().wrapping_add(before)
         }
     }
 
     /// A panel, counted through all products.
     #[inline(always)]
     fn panel(&self, plan: &Plan<'_>, panel: usize) -> *const f32 {
-        self.weights.as_ptr().wrapping_add((panel - self.first_panel) * self.steps.len() * plan.columns)
+        let before = plan.packed(Operand::Weights, panel - self.first_panel, self.steps.len());
+        self.weights.as_ptr().wrapping_add(before)
     }
 }
 
 /// Adds a slice's products of the task's blocks and a span; writes results after the last slice.
 #[inline(always)]
-fn multiply_span<S: Simd>(
-    simd: S,
+fn multiply_span<E: Engine>(
+    engine: E,
     plan: &Plan<'_>,
     task: &Task<'_>,
     span: &Span<'_>,
@@ -322,15 +472,14 @@ fn multiply_span<S: Simd>(
     sums: &mut [f32],
 ) {
     let count = slice.steps.len();
-    let (first_row, end_row) = (plan.blocks.start(task.blocks.start), plan.blocks.start(task.blocks.end));
     if plan.in_place {
+        let end_row = plan.blocks.start(task.blocks.end);
         assert!(plan.call.x.len() >= (end_row - 1) * plan.call.x_stride + slice.steps.end);
-    } else {
-        assert!(slice.x.len() >= (end_row - slice.first_row) * count);
     }
+    assert!(slice.x.len() >= plan.packed(Operand::X, task.blocks.end - slice.first_block, count));
     let end_panel = span.first_panel - slice.first_panel + span.panels;
-    assert!(slice.weights.len() >= end_panel * count * plan.columns);
-    assert!(plan.sums_are_results() || sums.len() >= (end_row - first_row) * task.panels() * plan.columns);
+    assert!(slice.weights.len() >= plan.packed(Operand::Weights, end_panel, count));
+    assert!(plan.sums_are_results() || sums.len() >= plan.sums(task.blocks.len() * task.panels()));
     // What is kept is gone through again and again, the rest once.
     let (streamed, kept) = match plan.shared {
         Operand::X => (task.blocks.len(), span.panels),
@@ -340,7 +489,7 @@ fn multiply_span<S: Simd>(
         for inner in 0..kept {
             let place = if plan.shared == Operand::X { (outer, inner) } else { (inner, outer) };
             // SAFETY: the lengths were checked above; tasks have columns or rows of their own.
-            unsafe { multiply_tile(simd, plan, task, span, slice, place, sums.as_mut_ptr()) };
+            unsafe { multiply_tile(engine, plan, task, span, slice, place, sums.as_mut_ptr()) };
         }
     }
 }
@@ -351,8 +500,8 @@ fn multiply_span<S: Simd>(
 /// The slice must hold both, and `sums` have room for the task's, unless all of them are results. Nobody else may touch
 /// the results.
 #[inline(always)]
-unsafe fn multiply_tile<S: Simd>(
-    simd: S,
+unsafe fn multiply_tile<E: Engine>(
+    engine: E,
     plan: &Plan<'_>,
     task: &Task<'_>,
     span: &Span<'_>,
@@ -360,31 +509,31 @@ unsafe fn multiply_tile<S: Simd>(
     (block, panel): (usize, usize),
     sums: *mut f32,
 ) {
-    let (product, columns, depth) = (span.product, tile_columns::<S>(), slice.steps.len());
+    let (product, columns, count) = (span.product, plan.packing.columns, slice.steps.len());
     let (is_first, is_last) = (slice.steps.start == 0, slice.steps.end == plan.call.inputs);
     let rows = plan.blocks.range(task.blocks.start + block);
     let width = panel_width(product, columns);
     let column = span.column + panel * width;
     let width = width.min(span.columns - panel * width);
-    let a = slice.block(plan, rows.start);
-    let b = slice.panel(plan, span.first_panel + panel);
+    let x = slice.block(plan, task.blocks.start + block);
+    let weights = slice.panel(plan, span.first_panel + panel);
 
-    let is_far = depth * plan.width(plan.shared) > NEAR;
+    let is_far = count * plan.count(plan.shared) * plan.packing.floats(plan.shared) > plan.packing.near;
     let following = match plan.shared {
         _ if !is_far => Ahead::NOTHING,
         // Pieces of rows do not lie side by side.
-        Operand::X if plan.in_place && depth < plan.call.x_stride => Ahead::NOTHING,
+        Operand::X if plan.in_place && count < plan.call.x_stride => Ahead::NOTHING,
         Operand::X => {
-            let numbers = rows.len() * depth;
-            Ahead::share(a.wrapping_add(numbers), numbers, (panel, span.panels))
+            let floats = if plan.in_place { rows.len() * count } else { plan.packed(Operand::X, 1, count) };
+            Ahead::share(x.wrapping_add(floats), floats, (panel, span.panels))
         }
         Operand::Weights => {
-            let numbers = columns * depth;
-            Ahead::share(b.wrapping_add(numbers), numbers, (block, task.blocks.len()))
+            let floats = plan.packed(Operand::Weights, 1, count);
+            Ahead::share(weights.wrapping_add(floats), floats, (block, task.blocks.len()))
         }
     };
     let (result, result_stride) = product.place(rows.start, column);
-    let is_result = product.is_plain() && width.is_multiple_of(S::LANES);
+    let is_result = product.is_plain() && engine.fits(rows.len(), width);
     let mut ahead = [Ahead::NOTHING, Ahead::NOTHING, following];
     if is_result || is_last {
         ahead[0] = Ahead::rows(result, result_stride, rows.len());
@@ -393,24 +542,19 @@ unsafe fn multiply_tile<S: Simd>(
     let (c, adds) = if is_result {
         ((result, result_stride), product.adds || !is_first)
     } else {
-        let above = (rows.start - plan.blocks.start(task.blocks.start)) * task.panels();
-        let before = (span.first_panel + panel - task.spans[0].first_panel) * rows.len();
-        ((sums.wrapping_add((above + before) * columns), columns), !is_first)
+        let before = block * task.panels() + span.first_panel + panel - task.spans[0].first_panel;
+        ((sums.wrapping_add(plan.sums(before)), columns), !is_first)
     };
-    let vectors = if product.gate.is_some() { 2 } else { width.div_ceil(S::LANES) };
-    let tile = Tile { rows: rows.len(), vectors, depth, b: (b, columns), c, adds, ahead: &ahead };
+    let halves = if product.gate.is_some() { 2 } else { width.div_ceil(columns / 2) };
+    let piece = Piece { rows: rows.len(), halves, steps: count, x, panel: weights, sums: c, adds, ahead };
     // SAFETY: the caller's promises.
     unsafe {
-        if plan.in_place {
-            multiply_ahead(simd, Rows::new(a, plan.call.x_stride), &tile);
-        } else {
-            multiply_ahead(simd, Packed { start: a, rows: rows.len() }, &tile);
-        }
+        engine.multiply(plan, &piece);
         if is_last && !is_result {
             for (index, row) in rows.enumerate() {
                 let left = c.0.add(index * columns).cast_const();
-                let values = if product.gate.is_some() { left.add(S::LANES) } else { left };
-                product.finish(simd, (left, values), row, column, width);
+                let values = if product.gate.is_some() { left.add(columns / 2) } else { left };
+                product.finish(engine.vectors(), (left, values), row, column, width);
             }
         }
     }

@@ -187,6 +187,12 @@ pub(crate) struct Ahead {
 impl Ahead {
     pub(crate) const NOTHING: Self = Self { start: std::ptr::null(), stride: 0, lines: 0 };
 
+    /// Where it starts, and how many lines fall to each of so many `rounds`, if they lie side by side.
+    #[inline(always)]
+    pub(crate) fn in_rounds(&self, rounds: usize) -> (*const f32, usize) {
+        (self.start, self.lines.div_ceil(rounds.max(1)))
+    }
+
     /// A line of each of `count` rows, `stride` numbers apart.
     #[inline(always)]
     pub(crate) fn rows(start: *const f32, stride: usize, count: usize) -> Self {

@@ -5,6 +5,8 @@ use std::{cell::Cell, fmt, sync::OnceLock};
 /// An instruction set with kernels of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Level {
+    /// AVX-512, and AMX's products of bf16 matrices.
+    Amx,
     /// AVX-512 F, BW, VL and DQ.
     Avx512,
     /// AVX2, FMA and F16C.
@@ -16,12 +18,13 @@ pub enum Level {
 }
 
 /// Best first.
-const LEVELS: [Level; 4] = [Level::Avx512, Level::Avx2, Level::Neon, Level::Portable];
+const LEVELS: [Level; 5] = [Level::Amx, Level::Avx512, Level::Avx2, Level::Neon, Level::Portable];
 
 impl Level {
     /// The name used by `METAL_CANDLE_SIMD`.
     pub fn name(self) -> &'static str {
         match self {
+            Level::Amx => "amx",
             Level::Avx512 => "avx512",
             Level::Avx2 => "avx2",
             Level::Neon => "neon",
@@ -32,6 +35,8 @@ impl Level {
     /// Whether this machine has the instructions.
     pub fn is_available(self) -> bool {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx => Level::Avx512.is_available() && super::amx::is_available(),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => {
                 Level::Avx2.is_available()

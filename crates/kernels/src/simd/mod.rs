@@ -6,7 +6,7 @@
 //! code inlined into the entry function is compiled with its instructions.
 //!
 //! The best level of the machine is used, unless the environment variable `METAL_CANDLE_SIMD` names another
-//! (`avx512`, `avx2`, `neon`, `portable`); a value that is unknown or that the machine lacks is a panic.
+//! (`amx`, `avx512`, `avx2`, `neon`, `portable`); a value that is unknown or that the machine lacks is a panic.
 
 #![allow(dead_code, reason = "a complete and tested vocabulary; not every kernel set needs every word")]
 
@@ -17,6 +17,8 @@ pub(crate) mod math;
 mod plain;
 mod portable;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -244,7 +246,7 @@ macro_rules! dispatch {
         unsafe {
             match $crate::simd::level() {
                 #[cfg(target_arch = "x86_64")]
-                $crate::simd::Level::Avx512 => avx512($($argument),*),
+                $crate::simd::Level::Amx | $crate::simd::Level::Avx512 => avx512($($argument),*),
                 #[cfg(target_arch = "x86_64")]
                 $crate::simd::Level::Avx2 => avx2($($argument),*),
                 #[cfg(target_arch = "aarch64")]

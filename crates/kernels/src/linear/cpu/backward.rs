@@ -12,7 +12,7 @@ use crate::{
     view::{Floats, View},
 };
 
-/// Packed numbers of the left operand that are held at once: 32 MB. A gradient of logits has more.
+/// Numbers of the smaller operand, the one that is packed once, at a time: 32 MB. A gradient of logits has more.
 const PACKED: usize = 8 << 20;
 
 /// Columns of a task that sums columns.
@@ -62,7 +62,7 @@ struct Left<'a> {
 fn product(left: Left<'_>, right: Floats<'_>, steps: usize, columns: usize) -> Fresh {
     let rows = left.rows;
     let mut result = Vec::with_capacity(rows * columns);
-    let most = (PACKED / rows.max(1)).max(1).min(steps.max(1));
+    let most = (PACKED / rows.min(columns).max(1)).max(1).min(steps.max(1));
     for start in (0..steps.max(1)).step_by(most) {
         let count = most.min(steps - start);
         let to: &mut [MaybeUninit<f32>] = &mut result.spare_capacity_mut()[..rows * columns];
