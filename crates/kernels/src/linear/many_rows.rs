@@ -21,7 +21,6 @@ use crate::{
     pool::{self, Disjoint},
     scratch::with_scratch,
     simd::{Level, Simd, level},
-    view::Floats,
 };
 
 /// The fewest tasks per thread, at the price of packing pieces several times.
@@ -44,7 +43,6 @@ const ALONE: usize = 64 * 64 * 64;
 /// How a call is computed.
 struct Plan<'a> {
     call: &'a Call<'a>,
-    products: &'a [&'a Product<'a>],
     packing: Packing,
     /// Groups of steps along K that are packed at once.
     slices: Parts,
@@ -164,18 +162,16 @@ impl Task<'_> {
 }
 
 pub(super) fn run(call: &Call<'_>) {
-    let (matrices, vectors): (Vec<_>, Vec<_>) =
-        call.products.iter().partition(|product| takes_matrices(product));
-    #[cfg(target_arch = "x86_64")]
-    run_with(call, &matrices, matrices::packing(&matrices), &matrices::ENTRY);
-    #[cfg(not(target_arch = "x86_64"))]
-    debug_assert!(matrices.is_empty());
-    run_with(call, &vectors, floats::packing(call), &floats::ENTRY);
+    match level() {
+        #[cfg(target_arch = "x86_64")]
+        Level::Amx => run_with(call, matrices::packing(call), &matrices::ENTRY),
+        _ => run_with(call, floats::packing(call), &floats::ENTRY),
+    }
 }
 
-/// Whether a product is AMX's: of weights that are wider, it would have to multiply so many parts that nothing is won.
-fn takes_matrices(product: &Product<'_>) -> bool {
-    level() == Level::Amx && product.layers().all(|layer| !matches!(layer.weight, Floats::F32(_)))
+/// The same, for a product of few columns: it pays to pack less.
+pub(super) fn run_narrow(call: &Call<'_>) {
+    run_with(call, floats::packing(call), &floats::ENTRY);
 }
 
 /// An engine, entered with the instructions that it needs.
@@ -185,9 +181,8 @@ struct Entry {
     multiply_task: fn(&Plan<'_>, &Task<'_>, &[f32], &mut [f32], &mut [f32]),
 }
 
-/// Computes some of a call's products.
-fn run_with(call: &Call<'_>, products: &[&Product<'_>], packing: Packing, engine: &Entry) {
-    let plan = Plan::new(call, products, packing);
+fn run_with(call: &Call<'_>, packing: Packing, engine: &Entry) {
+    let plan = Plan::new(call, packing);
     if call.rows == 0 || plan.panels == 0 {
         return;
     }
@@ -211,12 +206,13 @@ fn run_with(call: &Call<'_>, products: &[&Product<'_>], packing: Packing, engine
 }
 
 impl<'a> Plan<'a> {
-    fn new(call: &'a Call<'a>, products: &'a [&'a Product<'a>], packing: Packing) -> Self {
+    fn new(call: &'a Call<'a>, packing: Packing) -> Self {
         let columns = packing.columns;
         let panels_of = |product: &Product<'_>| product.outputs.div_ceil(panel_width(product, columns));
-        let outputs: usize = products.iter().map(|product| product.layers().count() * product.outputs).sum();
+        let outputs: usize =
+            call.products.iter().map(|product| product.layers().count() * product.outputs).sum();
         let is_alone = call.rows * call.inputs * outputs <= ALONE;
-        let panels = products.iter().map(|product| panels_of(product)).sum();
+        let panels = call.products.iter().map(panels_of).sum();
         let collide = call.x_stride.is_multiple_of(COLLIDING);
         let most_in_place = match packing.reads_in_place {
             true if call.x_order == Order::InputsFirst => 0,
@@ -226,7 +222,6 @@ impl<'a> Plan<'a> {
         };
         let mut plan = Self {
             call,
-            products,
             packing,
             slices: Parts::at_most(packing.depth / packing.group, call.inputs.div_ceil(packing.group)),
             blocks: Parts::at_most(packing.rows, call.rows),
@@ -238,7 +233,7 @@ impl<'a> Plan<'a> {
         };
         let pieces = plan.pieces(Operand::Weights);
         let mut first_panel = 0;
-        for &product in products {
+        for product in call.products {
             let (whole, width) = (panels_of(product), panel_width(product, columns));
             let count = (pieces * whole / plan.panels.max(1)).max(1);
             for panels in (Parts { whole, count }).ranges() {
@@ -331,9 +326,8 @@ impl<'a> Plan<'a> {
     /// Whether all sums are made where the results are.
     fn sums_are_results(&self) -> bool {
         let Packing { rows, columns, only_whole, .. } = self.packing;
-        let is_result =
-            |product: &&Product<'_>| product.is_plain() && product.outputs.is_multiple_of(columns);
-        (!only_whole || self.call.rows.is_multiple_of(rows)) && self.products.iter().all(is_result)
+        let is_result = |product: &Product<'_>| product.is_plain() && product.outputs.is_multiple_of(columns);
+        (!only_whole || self.call.rows.is_multiple_of(rows)) && self.call.products.iter().all(is_result)
     }
 
     /// Runs tasks here, or spread over the pool.

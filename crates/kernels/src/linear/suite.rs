@@ -6,7 +6,7 @@ use metal_candle_testkit::tolerance::Gate;
 use super::*;
 use crate::{
     pool,
-    simd::{Level, available, with_level},
+    simd::{available, with_level},
     testing::{
         bits, random,
         suite::{Case, Gradients, check},
@@ -105,8 +105,7 @@ fn gated_layers_match_the_definition() {
 #[test]
 fn weights_of_any_dtype_are_widened_backwards_too() {
     let dy = random(1, (30, 50), DType::F32);
-    // AMX multiplies the halves of numbers in another order.
-    for level in available().filter(|&level| level != Level::Amx) {
+    for level in available() {
         for dtype in [DType::BF16, DType::F16] {
             let weight = random(2, (50, 70), dtype);
             let [half, wide] = [weight.clone(), weight.to_dtype(DType::F32).unwrap()].map(|weight| {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{Engine, Entry, Operand, Packing, Piece, Plan, Span, Task, panel_width, task_with};
 use crate::{
-    linear::cpu::{Layer, Order, Product as Layers},
+    linear::cpu::{Call, Layer, Order, Product as Layers},
     simd::{
         Avx512, Element, Simd,
         amx::{self, PARTS, Product, REGISTER, Registers, SIDE, STEPS},
@@ -37,9 +37,9 @@ struct Tiles<'a> {
 
 pub(super) const ENTRY: Entry = Entry { pack_blocks, pack_span, multiply_task };
 
-/// How the operands of products are packed.
-pub(super) fn packing(products: &[&Layers<'_>]) -> Packing {
-    let weights = products.iter().flat_map(|product| product.layers()).map(|layer| parts(&layer.weight));
+/// How a call's operands are packed.
+pub(super) fn packing(call: &Call<'_>) -> Packing {
+    let weights = call.products.iter().flat_map(Layers::layers).map(|layer| parts(&layer.weight));
     Packing {
         rows: TILE,
         columns: TILE,
@@ -122,33 +122,18 @@ impl Engine for Tiles<'_> {
     #[inline(always)]
     fn pack_span(self, plan: &Plan<'_>, span: &Span<'_>, steps: Range<usize>, to: &mut [f32]) {
         assert!(to.len() >= plan.packed(Operand::Weights, span.panels, steps.len()));
-        let (product, inputs) = (span.product, plan.call.inputs);
-        let width = panel_width(product, TILE);
-        for panel in 0..span.panels {
-            let to = &mut to[plan.packed(Operand::Weights, panel, steps.len())..];
-            for half in 0..2 {
-                let column = span.column + panel * width;
-                let (layer, column): (&Layer<'_>, usize) = match &product.gate {
-                    Some((gate, _)) if half == 0 => (gate, column),
-                    Some(_) => (&product.layer, column),
-                    None => (&product.layer, column + half * SIDE),
-                };
-                let source = Source {
-                    order: layer.order,
-                    stride: if layer.order == Order::InputsLast { inputs } else { product.outputs },
-                    lines: column.min(product.outputs)..(column + SIDE).min(product.outputs),
-                    steps: steps.clone(),
-                };
-                let to = to.as_mut_ptr().wrapping_add(half * REGISTER);
-                let (simd, order) = (self.vectors, Order::InputsFirst);
+        // A weight `[inputs, outputs]` is read row by row: some rows of all panels at once.
+        let rows = match span.product.layer.order {
+            Order::InputsLast => steps.len(),
+            Order::InputsFirst => STEPS,
+        };
+        for start in steps.clone().step_by(rows.max(1)) {
+            let rows = start..(start + rows).min(steps.end);
+            for half in 0..2 * span.panels {
+                let before = plan.packed(Operand::Weights, half / 2, steps.len());
+                let to = &mut to[before + (start - steps.start) * plan.packing.panel..];
                 // SAFETY: all groups have room.
-                unsafe {
-                    match layer.weight {
-                        Floats::Bf16(numbers) => source.pack::<_, 1>(simd, numbers, order, to, self.parts),
-                        Floats::F16(numbers) => source.pack::<_, 2>(simd, numbers, order, to, self.parts),
-                        Floats::F32(_) => unreachable!("not a product of matrices"),
-                    }
-                }
+                unsafe { self.pack_half(plan, span, half, rows.clone(), to.as_mut_ptr()) };
             }
         }
     }
@@ -165,6 +150,46 @@ impl Engine for Tiles<'_> {
         let product = Product { x, panel, groups, sums, adds, ahead: following.in_rounds(groups) };
         // SAFETY: the caller's promises.
         unsafe { amx::multiply(self.registers, self.parts, product) }
+    }
+}
+
+impl Tiles<'_> {
+    /// Packs some steps of half a panel, where the panel's are to begin.
+    ///
+    /// # Safety
+    /// There must be room for the panel's.
+    #[inline(always)]
+    unsafe fn pack_half(
+        self,
+        plan: &Plan<'_>,
+        span: &Span<'_>,
+        half: usize,
+        steps: Range<usize>,
+        to: *mut f32,
+    ) {
+        let product = span.product;
+        let column = span.column + half / 2 * panel_width(product, TILE);
+        let (layer, column): (&Layer<'_>, usize) = match &product.gate {
+            Some((gate, _)) if half.is_multiple_of(2) => (gate, column),
+            Some(_) => (&product.layer, column),
+            None => (&product.layer, column + half % 2 * SIDE),
+        };
+        let source = Source {
+            order: layer.order,
+            stride: if layer.order == Order::InputsLast { plan.call.inputs } else { product.outputs },
+            lines: column.min(product.outputs)..(column + SIDE).min(product.outputs),
+            steps,
+        };
+        let to = to.wrapping_add(half % 2 * REGISTER);
+        let (simd, order) = (self.vectors, Order::InputsFirst);
+        // SAFETY: the caller's promise.
+        unsafe {
+            match layer.weight {
+                Floats::Bf16(numbers) => source.pack::<_, 1>(simd, numbers, order, to, self.parts),
+                Floats::F16(numbers) => source.pack::<_, 2>(simd, numbers, order, to, self.parts),
+                Floats::F32(numbers) => source.pack::<_, 3>(simd, numbers, order, to, self.parts),
+            }
+        }
     }
 }
 
