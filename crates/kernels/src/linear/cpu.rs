@@ -122,7 +122,7 @@ pub(crate) unsafe fn product_in_tiles(
     let to = unsafe { std::slice::from_raw_parts_mut(to.at(0).cast::<MaybeUninit<f32>>(), rows * outputs) };
     let layer = Layer { weight, order: Order::InputsLast, bias: None };
     let products = [Product { layer, gate: None, outputs, adds: false, result: Disjoint::new(to) }];
-    many_rows::run_narrow(&Call {
+    many_rows::run_in_vectors(&Call {
         x,
         x_order: Order::InputsLast,
         x_stride: inputs,

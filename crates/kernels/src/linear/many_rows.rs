@@ -16,11 +16,13 @@ use super::{
     cpu::{Call, Order, Product},
     microkernel::Ahead,
 };
+#[cfg(target_arch = "x86_64")]
+use crate::simd;
 use crate::{
     parts::Parts,
     pool::{self, Disjoint},
     scratch::with_scratch,
-    simd::{Level, Simd, level},
+    simd::Simd,
 };
 
 /// The fewest tasks per thread, at the price of packing pieces several times.
@@ -162,15 +164,15 @@ impl Task<'_> {
 }
 
 pub(super) fn run(call: &Call<'_>) {
-    match level() {
-        #[cfg(target_arch = "x86_64")]
-        Level::Amx => run_with(call, matrices::packing(call), &matrices::ENTRY),
-        _ => run_with(call, floats::packing(call), &floats::ENTRY),
+    #[cfg(target_arch = "x86_64")]
+    if simd::level() == simd::Level::Amx {
+        return run_with(call, matrices::packing(call), &matrices::ENTRY);
     }
+    run_in_vectors(call);
 }
 
-/// The same, for a product of few columns: it pays to pack less.
-pub(super) fn run_narrow(call: &Call<'_>) {
+/// The same without matrices: for few columns, their packing costs more than they save.
+pub(super) fn run_in_vectors(call: &Call<'_>) {
     run_with(call, floats::packing(call), &floats::ENTRY);
 }
 

@@ -188,6 +188,7 @@ impl Ahead {
     pub(crate) const NOTHING: Self = Self { start: std::ptr::null(), stride: 0, lines: 0 };
 
     /// Where it starts, and how many lines fall to each of so many `rounds`, if they lie side by side.
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(crate) fn in_rounds(&self, rounds: usize) -> (*const f32, usize) {
         (self.start, self.lines.div_ceil(rounds.max(1)))

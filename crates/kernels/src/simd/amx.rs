@@ -217,8 +217,9 @@ pub(crate) unsafe fn multiply(_: &Registers, parts: usize, product: Product) {
     }
 }
 
-/// Pairs of bf16 numbers, the first in the lower half, whose sums are the lanes of two vectors: all of three parts, as much
-/// as there is room for in fewer. What is not finite stays so, as a NaN if there are more parts than one.
+/// Pairs of bf16 numbers, the first in the lower half, whose sums are the lanes of two vectors: exactly in three parts, as
+/// nearly as can be in fewer. What is not finite stays so, as a NaN if there are more parts than one, and so becomes what rounds to
+/// an infinity; what is below the normal range counts as zero in products.
 #[inline(always)]
 pub(crate) fn split<const COUNT: usize>(_: Avx512, mut first: __m512, mut second: __m512) -> [__m512; COUNT] {
     // SAFETY: the proof that the instructions exist was given.
