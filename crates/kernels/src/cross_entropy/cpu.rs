@@ -11,6 +11,8 @@
 //! [attention]: https://arxiv.org/abs/2205.14135
 
 mod head_gradient;
+#[cfg(target_arch = "x86_64")]
+mod matrices;
 mod merge;
 mod segment;
 mod tile;
@@ -68,10 +70,34 @@ struct Chunk<'a> {
     /// The first of the job's counted tokens.
     first: usize,
     tokens: usize,
-    /// Of the chunk's tokens, none larger than a tile of the microkernel.
+    /// Of the chunk's tokens, none larger than a tile.
     blocks: Parts,
-    /// `[D, tokens of the block]` for each block.
+    /// `[D, tokens of the block]` for each block, or what AMX multiplies.
     packed: &'a [f32],
+    /// Whether AMX multiplies.
+    in_matrices: bool,
+}
+
+impl Chunk<'_> {
+    /// A chunk that is to be packed.
+    fn new(first: usize, tokens: usize) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if matrices::are_used(tokens) {
+            let blocks = matrices::blocks(tokens);
+            return Self { first, tokens, blocks, packed: &[], in_matrices: true };
+        }
+        let blocks = Parts::at_most(block_tokens(), tokens);
+        Self { first, tokens, blocks, packed: &[], in_matrices: false }
+    }
+
+    /// Floats of the packed tokens.
+    fn packed_length(&self, width: usize) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        if self.in_matrices {
+            return self.blocks.count * matrices::block_length(width);
+        }
+        self.tokens * width
+    }
 }
 
 /// Where the columns of a segment end.
@@ -164,11 +190,10 @@ fn for_each_chunk(job: &Job<'_>, mut body: impl FnMut(&Chunk<'_>) -> Result<()>)
     }
     let most = (CHUNK_NUMBERS / job.width.max(1)).clamp(32, CHUNK_TOKENS);
     for Range { start: first, end } in Parts::at_most(most, job.tokens).ranges() {
-        let tokens = end - first;
-        with_scratch(tokens * job.width, |packed| {
-            let blocks = Parts::at_most(block_tokens(), tokens);
-            pack_chunk(job, &Chunk { first, tokens, blocks, packed: &[] }, packed);
-            body(&Chunk { first, tokens, blocks, packed })
+        let chunk = Chunk::new(first, end - first);
+        with_scratch(chunk.packed_length(job.width), |packed| {
+            pack_chunk(job, &chunk, packed);
+            body(&Chunk { packed, ..chunk })
         })?;
     }
     Ok(())
@@ -178,6 +203,13 @@ fn pack_chunk(job: &Job<'_>, chunk: &Chunk<'_>, packed: &mut [f32]) {
     let (hidden, width) = (&job.hidden[chunk.first * job.width..], job.width);
     let packed = Disjoint::new(packed);
     pool::for_each(chunk.blocks.count, &|block| {
+        #[cfg(target_arch = "x86_64")]
+        if chunk.in_matrices {
+            let length = matrices::block_length(width);
+            // SAFETY: the blocks do not overlap.
+            let to = unsafe { packed.part(block * length, length) };
+            return matrices::pack_block(hidden, width, matrices::rows(block, chunk.tokens), to);
+        }
         let Range { start, end } = chunk.blocks.range(block);
         // SAFETY: the blocks do not overlap.
         let to = unsafe { packed.part(start * width, (end - start) * width) };

@@ -22,7 +22,7 @@ const MANY_ROWS: usize = 24;
 
 /// How an operand lies in memory. Inputs are what is summed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Order {
+pub(crate) enum Order {
     /// `[rows of x, inputs]` or `[outputs, inputs]`: what a forward pass multiplies.
     InputsLast,
     /// `[inputs, rows of x]` or `[inputs, outputs]`.

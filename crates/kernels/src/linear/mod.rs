@@ -2,13 +2,15 @@
 //!
 //! M: rows of `x`, K: inputs, N: outputs. `x` may have any rank; its leading dimensions are M together.
 
-mod cpu;
+pub(crate) mod cpu;
 pub(crate) mod few_rows;
 mod gpu;
 mod many_rows;
 pub(crate) mod microkernel;
 #[cfg(test)]
 mod reference;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod split;
 
 use candle_core::{D, DType, Result, Tensor, bail};
 

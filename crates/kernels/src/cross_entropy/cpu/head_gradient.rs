@@ -25,7 +25,7 @@ pub(super) fn head_gradient(job: &Job<'_>, log_sums: &[f32]) -> Result<Vec<f32>>
                 let columns = COLUMNS.min(job.vocabulary - column);
                 // SAFETY: each task has rows of its own.
                 let rows = unsafe { gradient.part(column * job.width, columns * job.width) };
-                with_scratch(tile::weights_length(job.width), |weights| {
+                with_scratch(tile::weights_length(chunk, job.width), |weights| {
                     with_scratch(chunk.tokens * COLUMNS, |logits| {
                         let buffers = [weights, logits, rows];
                         add_columns(job, chunk, (column, columns), log_sums, right, buffers);

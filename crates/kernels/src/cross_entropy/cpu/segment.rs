@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+#[cfg(target_arch = "x86_64")]
+use super::matrices;
 use super::{COLUMNS, Chunk, Job, padded, tile};
 use crate::{
     linear::microkernel::{Left, multiply, tile_columns},
@@ -78,7 +80,7 @@ pub(super) fn add_segment(
     statistics: &mut [Statistics],
     sums: &mut [f32],
 ) {
-    let weights = tile::weights_length(job.width).max(COLUMNS * COLUMNS);
+    let weights = tile::weights_length(chunk, job.width).max(COLUMNS * COLUMNS);
     with_scratch(weights, |weights| {
         with_scratch((chunk.tokens + shape.even) * COLUMNS, |tiles| {
             let (exponentials, slopes) = tiles.split_at_mut(chunk.tokens * COLUMNS);
@@ -199,6 +201,13 @@ fn scale_row<S: Simd>(simd: S, sums: &mut [f32], (rows, row): (usize, usize), fa
 #[inline(always)]
 fn add_products<S: Simd>(simd: S, work: &mut Work<'_>, (column, columns): (usize, usize)) {
     let (shape, width, size) = (work.shape, work.job.width, tile_columns::<S>());
+    #[cfg(target_arch = "x86_64")]
+    if work.chunk.in_matrices {
+        let Work { job, weights, exponentials, slopes, sums, even, .. } = work;
+        let place = (column, columns);
+        matrices::add_products(job, place, weights, exponentials, (sums, shape.tokens));
+        return matrices::add_products(job, place, weights, slopes, (even, shape.even));
+    }
     assert!(work.weights.len() >= COLUMNS * size && width <= shape.width);
     let rows = column * width..(column + columns) * width;
     for (tile, start) in (0..width).step_by(size).enumerate() {

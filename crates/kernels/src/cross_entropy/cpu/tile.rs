@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+#[cfg(target_arch = "x86_64")]
+use super::matrices;
 use super::{COLUMNS, Chunk, Job};
 use crate::{
     linear::microkernel::{Left, multiply, pack, tile_columns},
@@ -14,7 +16,12 @@ use crate::{
 const DEPTH: usize = 1024;
 
 /// Floats of the scratch memory for packed weights.
-pub(super) fn weights_length(width: usize) -> usize {
+pub(super) fn weights_length(chunk: &Chunk<'_>, width: usize) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if chunk.in_matrices {
+        return matrices::weights_length(width);
+    }
+    debug_assert!(!chunk.in_matrices);
     depth(width) * COLUMNS
 }
 
@@ -45,9 +52,13 @@ pub(super) fn products<S: Simd>(
     weights: &mut [f32],
     tile: &mut [f32],
 ) {
+    #[cfg(target_arch = "x86_64")]
+    if chunk.in_matrices {
+        return matrices::products(job, chunk, (column, columns), weights, tile);
+    }
     let (width, depth) = (job.width, depth(job.width));
     let panels = columns.div_ceil(tile_columns::<S>());
-    assert!(weights.len() >= weights_length(width) && tile.len() >= chunk.tokens * COLUMNS);
+    assert!(weights.len() >= weights_length(chunk, width) && tile.len() >= chunk.tokens * COLUMNS);
     assert!(chunk.packed.len() == chunk.tokens * width && column + columns <= job.vocabulary);
     let mut start = 0;
     loop {

@@ -1,0 +1,237 @@
+//! The products of the loss by AMX.
+
+use std::ops::Range;
+
+use super::{COLUMNS, Chunk, Job, padded};
+use crate::{
+    linear::{
+        cpu::Order,
+        split::{PART, Source, TILE, pack_rows, parts},
+    },
+    parts::Parts,
+    scratch::with_scratch,
+    simd::{
+        Avx512, Level,
+        amx::{self, PARTS, Product, REGISTER, Registers, SIDE, STEPS},
+        level,
+    },
+};
+
+/// The fewest tokens: fewer leave too much of a tile empty.
+const FEWEST: usize = 24;
+
+/// The most steps along D that are packed at once: so much of the weight stays in the second-level cache.
+const DEPTH: usize = 1024;
+
+/// Floats of some steps of a block of tokens.
+const BLOCK_STEP: usize = PARTS * PART;
+
+/// Whether the products of so many tokens are AMX's.
+pub(super) fn are_used(tokens: usize) -> bool {
+    level() == Level::Amx && tokens >= FEWEST
+}
+
+/// Blocks of tokens, all but the last with a whole tile's.
+pub(super) fn blocks(tokens: usize) -> Parts {
+    let count = tokens.div_ceil(TILE);
+    Parts { whole: count * TILE, count }
+}
+
+/// The tokens, or other rows, of a block.
+pub(super) fn rows(block: usize, all: usize) -> Range<usize> {
+    block * TILE..((block + 1) * TILE).min(all)
+}
+
+/// Floats of a packed block.
+pub(super) fn block_length(width: usize) -> usize {
+    width.next_multiple_of(STEPS) * BLOCK_STEP
+}
+
+/// Floats of the scratch memory for packed weights.
+pub(super) fn weights_length(width: usize) -> usize {
+    let depth = width.next_multiple_of(STEPS).min(DEPTH);
+    (depth * COLUMNS / TILE).max(COLUMNS) * PARTS * PART
+}
+
+/// Makes functions that run with the instructions that they need.
+macro_rules! enter {
+    ($($(#[$meta:meta])* $name:ident($($argument:ident: $kind:ty),+ $(,)?) = $run:path;)+) => {
+        $($(#[$meta])*
+        #[allow(clippy::too_many_arguments)]
+        pub(super) fn $name($($argument: $kind),+) {
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+            unsafe fn with_features(simd: Avx512, registers: &Registers, $($argument: $kind),+) {
+                $run(simd, registers, $($argument),+);
+            }
+            assert!(level() == Level::Amx);
+            // SAFETY: the level is in use, so there are the instructions.
+            unsafe { with_features(Avx512::assume(), &Registers::set_up(), $($argument),+) }
+        })+
+    };
+}
+
+enter! {
+    /// Packs rows of the hidden states.
+    pack_block(hidden: &[f32], width: usize, rows: Range<usize>, to: &mut [f32]) = pack_block_with;
+
+    /// `tile[token · COLUMNS + i] = hidden[token] · weight[column + i]` for `columns` columns, rounded up to whole tiles; those
+    /// too many are zero.
+    products(job: &Job<'_>, chunk: &Chunk<'_>, place: (usize, usize), weights: &mut [f32], tile: &mut [f32]) = products_with;
+
+    add_packed(
+        job: &Job<'_>, place: (usize, usize), weights: &mut [f32], factors: &[f32], sums: (&mut [f32], usize),
+        packed: &mut [f32],
+    ) = add_products_with;
+}
+
+/// Adds, for some rows of factors `[rows, COLUMNS]`, the products with the weight's rows `column..column + columns`.
+pub(super) fn add_products(
+    job: &Job<'_>,
+    place: (usize, usize),
+    weights: &mut [f32],
+    factors: &[f32],
+    (sums, all): (&mut [f32], usize),
+) {
+    with_scratch(blocks(all).count * block_length(COLUMNS), |packed| {
+        add_packed(job, place, weights, factors, (sums, all), packed);
+    });
+}
+
+#[inline(always)]
+fn pack_block_with(
+    simd: Avx512,
+    _: &Registers,
+    hidden: &[f32],
+    width: usize,
+    rows: Range<usize>,
+    to: &mut [f32],
+) {
+    assert!(to.len() >= block_length(width));
+    // SAFETY: the room was checked.
+    unsafe { pack_rows(simd, (hidden, Order::InputsLast, width), rows, 0..width, to.as_mut_ptr()) }
+}
+
+#[inline(always)]
+fn products_with(
+    simd: Avx512,
+    registers: &Registers,
+    job: &Job<'_>,
+    chunk: &Chunk<'_>,
+    (column, columns): (usize, usize),
+    weights: &mut [f32],
+    tile: &mut [f32],
+) {
+    let (width, parts) = (job.width, parts(&job.weight));
+    let panels = columns.div_ceil(TILE);
+    assert!(
+        weights.len() >= weights_length(width) && tile.len() >= chunk.tokens * COLUMNS && columns <= COLUMNS
+    );
+    assert!(chunk.packed.len() >= chunk.packed_length(width));
+    for start in (0..width.max(1)).step_by(DEPTH) {
+        let steps = start..(start + DEPTH).min(width);
+        let groups = steps.len().div_ceil(STEPS);
+        let panel_length = groups * STEPS * parts * PART;
+        for half in 0..2 * panels {
+            let first = column + (half * SIDE).min(columns);
+            let lines = first..(column + columns).min(first + SIDE);
+            let source = Source { order: Order::InputsLast, stride: width, lines, steps: steps.clone() };
+            let to = weights[half / 2 * panel_length + half % 2 * REGISTER..].as_mut_ptr();
+            // SAFETY: all panels have room, as was checked above.
+            unsafe { source.pack_weights(simd, &job.weight, to, parts) };
+        }
+        for block in 0..chunk.blocks.count {
+            let rows = rows(block, chunk.tokens);
+            let x = chunk.packed[block * block_length(width) + start * BLOCK_STEP..].as_ptr();
+            for panel in 0..panels {
+                let sums = tile[rows.start * COLUMNS + panel * TILE..].as_mut_ptr();
+                let product = Product {
+                    x,
+                    panel: weights[panel * panel_length..].as_ptr(),
+                    groups,
+                    sums: (sums, COLUMNS),
+                    adds: start > 0,
+                    ahead: (std::ptr::null(), 0),
+                };
+                // SAFETY: the lengths that were checked above.
+                unsafe { multiply(registers, parts, rows.len(), product) };
+            }
+        }
+    }
+}
+
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn add_products_with(
+    simd: Avx512,
+    registers: &Registers,
+    job: &Job<'_>,
+    (column, columns): (usize, usize),
+    weights: &mut [f32],
+    factors: &[f32],
+    (sums, all): (&mut [f32], usize),
+    packed: &mut [f32],
+) {
+    let (width, parts) = (job.width, parts(&job.weight));
+    assert!(factors.len() >= all * COLUMNS && sums.len() >= all * padded(width) && columns <= COLUMNS);
+    assert!(weights.len() >= weights_length(width));
+    let blocks = blocks(all).count;
+    assert!(packed.len() >= blocks * block_length(COLUMNS));
+    for (block, to) in packed.chunks_exact_mut(block_length(COLUMNS)).enumerate() {
+        let x = (factors, Order::InputsLast, COLUMNS);
+        // SAFETY: a block has room for all columns.
+        unsafe { pack_rows(simd, x, rows(block, all), 0..columns, to.as_mut_ptr()) };
+    }
+    for (tile, start) in (0..width).step_by(TILE).enumerate() {
+        for half in 0..2 {
+            let first = (start + half * SIDE).min(width);
+            let source = Source {
+                order: Order::InputsFirst,
+                stride: width,
+                lines: first..(first + SIDE).min(width),
+                steps: column..column + columns,
+            };
+            let to = weights[half * REGISTER..].as_mut_ptr();
+            // SAFETY: there is room for all columns' parts.
+            unsafe { source.pack_weights(simd, &job.weight, to, parts) };
+        }
+        for block in 0..blocks {
+            let rows = rows(block, all);
+            let product = Product {
+                x: packed[block * block_length(COLUMNS)..].as_ptr(),
+                panel: weights.as_ptr(),
+                groups: columns.div_ceil(STEPS),
+                sums: (sums[(tile * all + rows.start) * TILE..].as_mut_ptr(), TILE),
+                adds: true,
+                ahead: (std::ptr::null(), 0),
+            };
+            // SAFETY: the lengths that were checked above.
+            unsafe { multiply(registers, parts, rows.len(), product) };
+        }
+    }
+}
+
+/// The same for a tile with so many rows: of the sums, no others are touched.
+///
+/// # Safety
+/// As for [`amx::multiply`].
+#[inline(always)]
+unsafe fn multiply(registers: &Registers, parts: usize, rows: usize, product: Product) {
+    if rows == TILE {
+        // SAFETY: the caller's promise.
+        return unsafe { amx::multiply(registers, parts, product) };
+    }
+    let (sums, stride) = product.sums;
+    let mut whole = [0f32; TILE * TILE];
+    // SAFETY: the caller's promise; the whole tile has all rows.
+    unsafe {
+        if product.adds {
+            for (row, to) in whole.chunks_exact_mut(TILE).take(rows).enumerate() {
+                to.copy_from_slice(std::slice::from_raw_parts(sums.add(row * stride), TILE));
+            }
+        }
+        amx::multiply(registers, parts, Product { sums: (whole.as_mut_ptr(), TILE), ..product });
+        for (row, from) in whole.chunks_exact(TILE).take(rows).enumerate() {
+            std::slice::from_raw_parts_mut(sums.add(row * stride), TILE).copy_from_slice(from);
+        }
+    }
+}
