@@ -70,8 +70,8 @@ struct Chunk<'a> {
     /// The first of the job's counted tokens.
     first: usize,
     tokens: usize,
-    /// Of the chunk's tokens, none larger than a tile.
-    blocks: Parts,
+    /// Of tokens, none larger than a tile.
+    blocks: usize,
     /// `[D, tokens of the block]` for each block, or what AMX multiplies.
     packed: &'a [f32],
     /// Whether AMX multiplies.
@@ -86,15 +86,20 @@ impl Chunk<'_> {
             let blocks = matrices::blocks(tokens);
             return Self { first, tokens, blocks, packed: &[], in_matrices: true };
         }
-        let blocks = Parts::at_most(block_tokens(), tokens);
+        let blocks = Parts::at_most(block_tokens(), tokens).count;
         Self { first, tokens, blocks, packed: &[], in_matrices: false }
+    }
+
+    /// Its blocks, unless AMX multiplies, which takes whole tiles first.
+    fn even_blocks(&self) -> Parts {
+        Parts { whole: self.tokens, count: self.blocks }
     }
 
     /// Floats of the packed tokens.
     fn packed_length(&self, width: usize) -> usize {
         #[cfg(target_arch = "x86_64")]
         if self.in_matrices {
-            return self.blocks.count * matrices::block_length(width);
+            return self.blocks * matrices::block_length(width);
         }
         self.tokens * width
     }
@@ -202,7 +207,7 @@ fn for_each_chunk(job: &Job<'_>, mut body: impl FnMut(&Chunk<'_>) -> Result<()>)
 fn pack_chunk(job: &Job<'_>, chunk: &Chunk<'_>, packed: &mut [f32]) {
     let (hidden, width) = (&job.hidden[chunk.first * job.width..], job.width);
     let packed = Disjoint::new(packed);
-    pool::for_each(chunk.blocks.count, &|block| {
+    pool::for_each(chunk.blocks, &|block| {
         #[cfg(target_arch = "x86_64")]
         if chunk.in_matrices {
             let length = matrices::block_length(width);
@@ -210,7 +215,7 @@ fn pack_chunk(job: &Job<'_>, chunk: &Chunk<'_>, packed: &mut [f32]) {
             let to = unsafe { packed.part(block * length, length) };
             return matrices::pack_block(hidden, width, matrices::rows(block, chunk.tokens), to);
         }
-        let Range { start, end } = chunk.blocks.range(block);
+        let Range { start, end } = chunk.even_blocks().range(block);
         // SAFETY: the blocks do not overlap.
         let to = unsafe { packed.part(start * width, (end - start) * width) };
         tile::pack_block(&hidden[start * width..end * width], width, end - start, to);

@@ -13,7 +13,7 @@ mod matrices;
 use std::ops::Range;
 
 use super::{
-    cpu::{Call, Order, Product},
+    cpu::{Call, Layer, Order, Product},
     microkernel::Ahead,
 };
 #[cfg(target_arch = "x86_64")]
@@ -74,8 +74,6 @@ struct Packing {
     panel: usize,
     /// Whether rows of `x` may be read where they lie.
     reads_in_place: bool,
-    /// Whether only tiles with all rows and columns can be made where the results are.
-    only_whole: bool,
     /// Blocks of a transposed `x` that are packed side by side: a row of theirs fills some cache lines.
     column_blocks: usize,
     /// The most steps along K that are packed at once.
@@ -98,12 +96,11 @@ trait Engine: Copy {
     /// Packs some steps of neighbouring blocks of `x`, block by block.
     fn pack_blocks(self, plan: &Plan<'_>, blocks: Range<usize>, steps: Range<usize>, to: &mut [f32]);
 
-    /// Packs some steps of a span's weights, panel by panel. With a gate, the left half of a panel is the gate's and the
-    /// right half the other layer's; else they are neighbours.
+    /// Packs some steps of a span's weights, panel by panel, each by its [halves](Span::half).
     fn pack_span(self, plan: &Plan<'_>, span: &Span<'_>, steps: Range<usize>, to: &mut [f32]);
 
-    /// Whether a tile of so many rows and columns can be made where the results are.
-    fn fits(self, rows: usize, columns: usize) -> bool;
+    /// Whether sums of so many columns can be made where the results are.
+    fn fits(self, columns: usize) -> bool;
 
     /// Makes a tile.
     ///
@@ -146,6 +143,20 @@ struct Span<'a> {
     /// The first panel, counted through all products.
     first_panel: usize,
     panels: usize,
+}
+
+impl<'a> Span<'a> {
+    /// The layer and the first output of half a panel. With a gate, the left half of a panel is the gate's and the right half
+    /// the other layer's; else they are neighbours.
+    #[inline(always)]
+    fn half(&self, half: usize, columns: usize) -> (&'a Layer<'a>, usize) {
+        let column = self.column + half / 2 * panel_width(self.product, columns);
+        match &self.product.gate {
+            Some((gate, _)) if half.is_multiple_of(2) => (gate, column),
+            Some(_) => (&self.product.layer, column),
+            None => (&self.product.layer, column + half % 2 * (columns / 2)),
+        }
+    }
 }
 
 /// Blocks of `x` and the panels that they are multiplied with.
@@ -327,9 +338,8 @@ impl<'a> Plan<'a> {
 
     /// Whether all sums are made where the results are.
     fn sums_are_results(&self) -> bool {
-        let Packing { rows, columns, only_whole, .. } = self.packing;
-        let is_result = |product: &Product<'_>| product.is_plain() && product.outputs.is_multiple_of(columns);
-        (!only_whole || self.call.rows.is_multiple_of(rows)) && self.call.products.iter().all(is_result)
+        let is_whole = |product: &Product<'_>| product.outputs.is_multiple_of(self.packing.columns);
+        self.call.products.iter().all(|product| product.is_plain() && is_whole(product))
     }
 
     /// Runs tasks here, or spread over the pool.
@@ -529,7 +539,7 @@ unsafe fn multiply_tile<E: Engine>(
         }
     };
     let (result, result_stride) = product.place(rows.start, column);
-    let is_result = product.is_plain() && engine.fits(rows.len(), width);
+    let is_result = product.is_plain() && engine.fits(width);
     let mut ahead = [Ahead::NOTHING, Ahead::NOTHING, following];
     if is_result || is_last {
         ahead[0] = Ahead::rows(result, result_stride, rows.len());

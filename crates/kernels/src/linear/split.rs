@@ -11,11 +11,11 @@ use crate::{
     view::Floats,
 };
 
-/// Rows and columns of a tile: two registers each.
-pub(crate) const TILE: usize = 2 * SIDE;
-
 /// Floats of a step that a part of a tile's rows takes, or of its columns.
 pub(crate) const PART: usize = 2 * REGISTER / STEPS;
+
+/// Floats of a step that a tile's rows take.
+pub(crate) const BLOCK: usize = PARTS * PART;
 
 /// How many groups of steps before its use a number is fetched, where a row's follow each other.
 const GROUPS_AHEAD: usize = 8;

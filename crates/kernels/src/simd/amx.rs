@@ -15,6 +15,9 @@ pub(crate) const SIDE: usize = 16;
 /// Steps of a register: pairs of bf16 numbers.
 pub(crate) const STEPS: usize = 2 * SIDE;
 
+/// Rows and columns of a tile of sums: two registers each.
+pub(crate) const TILE: usize = 2 * SIDE;
+
 /// Floats that a register holds.
 pub(crate) const REGISTER: usize = SIDE * SIDE;
 
@@ -44,7 +47,7 @@ pub(crate) fn is_available() -> bool {
 
 /// Tile registers of this thread that are set up, all of them 16 rows of 64 bytes, until the value is dropped.
 #[derive(Debug)]
-pub(crate) struct Registers(());
+pub(crate) struct Registers(Avx512);
 
 #[repr(C, align(64))]
 struct Layout {
@@ -57,17 +60,69 @@ struct Layout {
 
 impl Registers {
     /// # Safety
-    /// They must be available.
+    /// They must be available, and so must AVX-512.
     pub(crate) unsafe fn set_up() -> Self {
         let mut layout =
             Layout { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
         layout.row_bytes[..8].fill(64);
         layout.rows[..8].fill(16);
-        // SAFETY: the instruction exists, and reads 64 bytes.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &layout, options(nostack, readonly)) };
-        Self(())
+        // SAFETY: the caller's promise; the instruction reads 64 bytes.
+        unsafe {
+            asm!("ldtilecfg [{}]", in(reg) &layout, options(nostack, readonly));
+            Self(Avx512::assume())
+        }
+    }
+
+    /// The vectors that are there beside them.
+    #[inline(always)]
+    pub(crate) fn vectors(&self) -> Avx512 {
+        self.0
+    }
+
+    /// Multiplies.
+    ///
+    /// # Safety
+    /// All that the product describes must be readable, the sums writable.
+    #[inline(always)]
+    pub(crate) unsafe fn multiply(&self, product: &Product) {
+        let Product { rows, sums: (sums, stride), adds, .. } = *product;
+        if rows == TILE {
+            // SAFETY: the caller's promise; the registers are set up.
+            return unsafe { multiply_whole(product) };
+        }
+        let mut whole = [0f32; TILE * TILE];
+        // SAFETY: the same, and the whole tile has all rows.
+        unsafe {
+            for (row, line) in whole.chunks_exact_mut(TILE).enumerate().take(if adds { rows } else { 0 }) {
+                sums.add(row * stride).copy_to_nonoverlapping(line.as_mut_ptr(), TILE);
+            }
+            multiply_whole(&Product { rows: TILE, sums: (whole.as_mut_ptr(), TILE), ..*product });
+            for (row, line) in whole.chunks_exact(TILE).enumerate().take(rows) {
+                sums.add(row * stride).copy_from_nonoverlapping(line.as_ptr(), TILE);
+            }
+        }
     }
 }
+
+/// Makes functions that run with the instructions of AMX and AVX-512, as [`dispatch`](super::dispatch) does with those of each
+/// level. Their kernels get the [`Registers`] first.
+macro_rules! enter {
+    ($($(#[$meta:meta])* $visibility:vis fn $name:ident($($argument:ident: $kind:ty),+ $(,)?) = $kernel:path;)+) => {$(
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments)]
+        $visibility fn $name($($argument: $kind),+) {
+            $crate::simd::with_avx512! {
+                unsafe fn with_features(registers: &$crate::simd::amx::Registers, $($argument: $kind),+) {
+                    $kernel(registers, $($argument),+);
+                }
+            }
+            assert_eq!($crate::simd::level(), $crate::simd::Level::Amx);
+            // SAFETY: the level is in use, so there are the instructions.
+            unsafe { with_features(&$crate::simd::amx::Registers::set_up(), $($argument),+) }
+        }
+    )+};
+}
+pub(crate) use enter;
 
 impl Drop for Registers {
     fn drop(&mut self) {
@@ -76,14 +131,18 @@ impl Drop for Registers {
     }
 }
 
-/// `sums [32, 32] (+)= x [32, steps] · panel [steps, 32]`
+/// `sums [rows, 32] (+)= x [rows, steps] · panel [steps, 32]`
 #[derive(Clone, Copy)]
 pub(crate) struct Product {
+    /// At most [`TILE`]. Of the sums, no other rows are touched.
+    pub(crate) rows: usize,
     /// Per group of [`STEPS`] steps: the three parts, the largest first, of 16 rows and the other 16 by turns, a register
     /// each.
     pub(crate) x: *const f32,
     /// The same for columns, with as many parts as they have.
     pub(crate) panel: *const f32,
+    /// Parts of the panel.
+    pub(crate) parts: usize,
     pub(crate) groups: usize,
     /// With their stride.
     pub(crate) sums: (*mut f32, usize),
@@ -96,7 +155,7 @@ pub(crate) struct Product {
 /// registers. The number says how many bytes a group of columns takes.
 macro_rules! products {
     ($product:expr, $panel_bytes:literal, $([$($operand:ident $part:literal),+]),+) => {{
-        let Product { x, panel, groups, sums: (sums, stride), adds, ahead: (line, lines) } = $product;
+        let &Product { x, panel, groups, sums: (sums, stride), adds, ahead: (line, lines), .. } = $product;
         asm!(
             "test {adds}, {adds}",
             "jz 2f",
@@ -201,15 +260,15 @@ macro_rules! fetch {
     };
 }
 
-/// Multiplies, where columns have so many parts.
+/// Multiplies a block with all rows.
 ///
 /// # Safety
-/// All that the product describes must be readable, the sums writable.
+/// Registers must be set up, all that the product describes readable, and the sums writable.
 #[inline(always)]
-pub(crate) unsafe fn multiply(_: &Registers, parts: usize, product: Product) {
-    // SAFETY: the caller's promise; registers are set up.
+unsafe fn multiply_whole(product: &Product) {
+    // SAFETY: the caller's promise.
     unsafe {
-        match parts {
+        match product.parts {
             1 => products!(product, 2048, [panel 0, x 2], [x 1], [x 0]),
             2 => products!(product, 4096, [panel 0, x 2], [x 1], [panel 1], [x 0], [panel 0]),
             _ => products!(product, 6144, [panel 0, x 2], [x 1], [panel 1], [x 0], [panel 2], [panel 0]),

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Simd, Work};
+use super::{Simd, Work, with_avx512};
 
 /// Proof that the machine has AVX-512 F, BW, VL and DQ.
 #[derive(Debug, Clone, Copy)]
@@ -63,10 +63,11 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn apart(self, work: impl Work) {
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-        #[inline(never)]
-        unsafe fn with_features(simd: Avx512, work: impl Work) {
-            work.run(simd);
+        with_avx512! {
+            #[inline(never)]
+            unsafe fn with_features(simd: Avx512, work: impl Work) {
+                work.run(simd);
+            }
         }
         // SAFETY: the value is the proof that the machine has the instructions.
         unsafe { with_features(self, work) }

@@ -195,6 +195,17 @@ pub(crate) const fn paired_rows(index: usize) -> (usize, usize) {
     (first, first + 4)
 }
 
+/// Compiles a function with the instructions of [`Avx512`].
+#[cfg(target_arch = "x86_64")]
+macro_rules! with_avx512 {
+    ($($function:tt)*) => {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+        $($function)*
+    };
+}
+#[cfg(target_arch = "x86_64")]
+pub(crate) use with_avx512;
+
 /// Makes a function that runs a generic kernel at the current [`level`].
 ///
 /// ```ignore
@@ -227,11 +238,12 @@ macro_rules! dispatch {
     };
     (@body [$($generics:tt)*] ($($argument:ident : $kind:ty),*) ($($result:tt)*) $kernel:path) => {{
         #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-        #[allow(clippy::too_many_arguments, unused_unsafe)]
-        unsafe fn avx512<$($generics)*>($($argument: $kind),*) $($result)* {
-            // SAFETY: the features are enabled here; the kernel's own conditions are the caller's.
-            unsafe { $kernel($crate::simd::Avx512::assume(), $($argument),*) }
+        $crate::simd::with_avx512! {
+            #[allow(clippy::too_many_arguments, unused_unsafe)]
+            unsafe fn avx512<$($generics)*>($($argument: $kind),*) $($result)* {
+                // SAFETY: the features are enabled here; the kernel's own conditions are the caller's.
+                unsafe { $kernel($crate::simd::Avx512::assume(), $($argument),*) }
+            }
         }
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma,f16c")]

@@ -162,8 +162,6 @@ fn backward_row_with<S: Simd>(simd: S, y: &[f32], dy: &[f32], dx: &mut [f32]) {
     while column + 4 * S::LANES <= width {
         for (index, sum) in sums.iter_mut().enumerate() {
             let column = column + index * S::LANES;
-            // What this row writes, while memory has only this to do.
-            simd.prefetch_to_write(dx.as_mut_ptr().wrapping_add(column));
             // SAFETY: the vectors are within the rows, which are equally long.
             *sum = unsafe {
                 simd.fma(simd.load(y.as_ptr().add(column)), simd.load(dy.as_ptr().add(column)), *sum)
@@ -179,9 +177,6 @@ fn backward_row_with<S: Simd>(simd: S, y: &[f32], dy: &[f32], dx: &mut [f32]) {
     let [a, b, c, d] = sums;
     let products = simd.splat(simd.reduce_add(simd.add(simd.add(a, b), simd.add(c, d))));
     for_vectors!(S, width, |column, count| {
-        // The next row, which memory fetches meanwhile.
-        simd.prefetch(y.as_ptr().wrapping_add(width + column));
-        simd.prefetch(dy.as_ptr().wrapping_add(width + column));
         let slope = simd.sub(load(simd, dy, column, count), products);
         store(simd, dx, column, count, simd.mul(load(simd, y, column, count), slope));
     });

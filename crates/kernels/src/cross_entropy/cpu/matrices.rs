@@ -6,13 +6,12 @@ use super::{COLUMNS, Chunk, Job, padded};
 use crate::{
     linear::{
         cpu::Order,
-        split::{PART, Source, TILE, pack_rows, parts},
+        split::{BLOCK, PART, Source, pack_rows, parts},
     },
-    parts::Parts,
     scratch::with_scratch,
     simd::{
-        Avx512, Level,
-        amx::{self, PARTS, Product, REGISTER, Registers, SIDE, STEPS},
+        Level,
+        amx::{self, Product, REGISTER, Registers, SIDE, STEPS, TILE},
         level,
     },
 };
@@ -23,18 +22,14 @@ const FEWEST: usize = 24;
 /// The most steps along D that are packed at once: so much of the weight stays in the second-level cache.
 const DEPTH: usize = 1024;
 
-/// Floats of some steps of a block of tokens.
-const BLOCK_STEP: usize = PARTS * PART;
-
 /// Whether the products of so many tokens are AMX's.
 pub(super) fn are_used(tokens: usize) -> bool {
     level() == Level::Amx && tokens >= FEWEST
 }
 
 /// Blocks of tokens, all but the last with a whole tile's.
-pub(super) fn blocks(tokens: usize) -> Parts {
-    let count = tokens.div_ceil(TILE);
-    Parts { whole: count * TILE, count }
+pub(super) fn blocks(tokens: usize) -> usize {
+    tokens.div_ceil(TILE)
 }
 
 /// The tokens, or other rows, of a block.
@@ -44,41 +39,26 @@ pub(super) fn rows(block: usize, all: usize) -> Range<usize> {
 
 /// Floats of a packed block.
 pub(super) fn block_length(width: usize) -> usize {
-    width.next_multiple_of(STEPS) * BLOCK_STEP
+    width.next_multiple_of(STEPS) * BLOCK
 }
 
 /// Floats of the scratch memory for packed weights.
 pub(super) fn weights_length(width: usize) -> usize {
     let depth = width.next_multiple_of(STEPS).min(DEPTH);
-    (depth * COLUMNS / TILE).max(COLUMNS) * PARTS * PART
+    (depth * COLUMNS / TILE).max(COLUMNS) * BLOCK
 }
 
-/// Makes functions that run with the instructions that they need.
-macro_rules! enter {
-    ($($(#[$meta:meta])* $name:ident($($argument:ident: $kind:ty),+ $(,)?) = $run:path;)+) => {
-        $($(#[$meta])*
-        #[allow(clippy::too_many_arguments)]
-        pub(super) fn $name($($argument: $kind),+) {
-            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-            unsafe fn with_features(simd: Avx512, registers: &Registers, $($argument: $kind),+) {
-                $run(simd, registers, $($argument),+);
-            }
-            assert!(level() == Level::Amx);
-            // SAFETY: the level is in use, so there are the instructions.
-            unsafe { with_features(Avx512::assume(), &Registers::set_up(), $($argument),+) }
-        })+
-    };
-}
-
-enter! {
+amx::enter! {
     /// Packs rows of the hidden states.
-    pack_block(hidden: &[f32], width: usize, rows: Range<usize>, to: &mut [f32]) = pack_block_with;
+    pub(super) fn pack_block(hidden: &[f32], width: usize, rows: Range<usize>, to: &mut [f32]) = pack_block_with;
 
     /// `tile[token · COLUMNS + i] = hidden[token] · weight[column + i]` for `columns` columns, rounded up to whole tiles; those
     /// too many are zero.
-    products(job: &Job<'_>, chunk: &Chunk<'_>, place: (usize, usize), weights: &mut [f32], tile: &mut [f32]) = products_with;
+    pub(super) fn products(
+        job: &Job<'_>, chunk: &Chunk<'_>, place: (usize, usize), weights: &mut [f32], tile: &mut [f32],
+    ) = products_with;
 
-    add_packed(
+    fn add_packed(
         job: &Job<'_>, place: (usize, usize), weights: &mut [f32], factors: &[f32], sums: (&mut [f32], usize),
         packed: &mut [f32],
     ) = add_products_with;
@@ -92,28 +72,23 @@ pub(super) fn add_products(
     factors: &[f32],
     (sums, all): (&mut [f32], usize),
 ) {
-    with_scratch(blocks(all).count * block_length(COLUMNS), |packed| {
+    with_scratch(blocks(all) * block_length(COLUMNS), |packed| {
         add_packed(job, place, weights, factors, (sums, all), packed);
     });
 }
 
 #[inline(always)]
-fn pack_block_with(
-    simd: Avx512,
-    _: &Registers,
-    hidden: &[f32],
-    width: usize,
-    rows: Range<usize>,
-    to: &mut [f32],
-) {
+fn pack_block_with(registers: &Registers, hidden: &[f32], width: usize, rows: Range<usize>, to: &mut [f32]) {
     assert!(to.len() >= block_length(width));
     // SAFETY: the room was checked.
-    unsafe { pack_rows(simd, (hidden, Order::InputsLast, width), rows, 0..width, to.as_mut_ptr()) }
+    unsafe {
+        let x = (hidden, Order::InputsLast, width);
+        pack_rows(registers.vectors(), x, rows, 0..width, to.as_mut_ptr());
+    }
 }
 
 #[inline(always)]
 fn products_with(
-    simd: Avx512,
     registers: &Registers,
     job: &Job<'_>,
     chunk: &Chunk<'_>,
@@ -137,23 +112,24 @@ fn products_with(
             let source = Source { order: Order::InputsLast, stride: width, lines, steps: steps.clone() };
             let to = weights[half / 2 * panel_length + half % 2 * REGISTER..].as_mut_ptr();
             // SAFETY: all panels have room, as was checked above.
-            unsafe { source.pack_weights(simd, &job.weight, to, parts) };
+            unsafe { source.pack_weights(registers.vectors(), &job.weight, to, parts) };
         }
-        for block in 0..chunk.blocks.count {
+        for block in 0..chunk.blocks {
             let rows = rows(block, chunk.tokens);
-            let x = chunk.packed[block * block_length(width) + start * BLOCK_STEP..].as_ptr();
             for panel in 0..panels {
                 let sums = tile[rows.start * COLUMNS + panel * TILE..].as_mut_ptr();
                 let product = Product {
-                    x,
+                    rows: rows.len(),
+                    x: chunk.packed[block * block_length(width) + start * BLOCK..].as_ptr(),
                     panel: weights[panel * panel_length..].as_ptr(),
+                    parts,
                     groups,
                     sums: (sums, COLUMNS),
                     adds: start > 0,
                     ahead: (std::ptr::null(), 0),
                 };
                 // SAFETY: the lengths that were checked above.
-                unsafe { multiply(registers, parts, rows.len(), product) };
+                unsafe { registers.multiply(&product) };
             }
         }
     }
@@ -162,7 +138,6 @@ fn products_with(
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 fn add_products_with(
-    simd: Avx512,
     registers: &Registers,
     job: &Job<'_>,
     (column, columns): (usize, usize),
@@ -174,12 +149,12 @@ fn add_products_with(
     let (width, parts) = (job.width, parts(&job.weight));
     assert!(factors.len() >= all * COLUMNS && sums.len() >= all * padded(width) && columns <= COLUMNS);
     assert!(weights.len() >= weights_length(width));
-    let blocks = blocks(all).count;
+    let blocks = blocks(all);
     assert!(packed.len() >= blocks * block_length(COLUMNS));
     for (block, to) in packed.chunks_exact_mut(block_length(COLUMNS)).enumerate() {
         let x = (factors, Order::InputsLast, COLUMNS);
         // SAFETY: a block has room for all columns.
-        unsafe { pack_rows(simd, x, rows(block, all), 0..columns, to.as_mut_ptr()) };
+        unsafe { pack_rows(registers.vectors(), x, rows(block, all), 0..columns, to.as_mut_ptr()) };
     }
     for (tile, start) in (0..width).step_by(TILE).enumerate() {
         for half in 0..2 {
@@ -192,46 +167,23 @@ fn add_products_with(
             };
             let to = weights[half * REGISTER..].as_mut_ptr();
             // SAFETY: there is room for all columns' parts.
-            unsafe { source.pack_weights(simd, &job.weight, to, parts) };
+            unsafe { source.pack_weights(registers.vectors(), &job.weight, to, parts) };
         }
         for block in 0..blocks {
             let rows = rows(block, all);
+            let sums = sums[(tile * all + rows.start) * TILE..].as_mut_ptr();
             let product = Product {
+                rows: rows.len(),
                 x: packed[block * block_length(COLUMNS)..].as_ptr(),
                 panel: weights.as_ptr(),
+                parts,
                 groups: columns.div_ceil(STEPS),
-                sums: (sums[(tile * all + rows.start) * TILE..].as_mut_ptr(), TILE),
+                sums: (sums, TILE),
                 adds: true,
                 ahead: (std::ptr::null(), 0),
             };
             // SAFETY: the lengths that were checked above.
-            unsafe { multiply(registers, parts, rows.len(), product) };
-        }
-    }
-}
-
-/// The same for a tile with so many rows: of the sums, no others are touched.
-///
-/// # Safety
-/// As for [`amx::multiply`].
-#[inline(always)]
-unsafe fn multiply(registers: &Registers, parts: usize, rows: usize, product: Product) {
-    if rows == TILE {
-        // SAFETY: the caller's promise.
-        return unsafe { amx::multiply(registers, parts, product) };
-    }
-    let (sums, stride) = product.sums;
-    let mut whole = [0f32; TILE * TILE];
-    // SAFETY: the caller's promise; the whole tile has all rows.
-    unsafe {
-        if product.adds {
-            for (row, to) in whole.chunks_exact_mut(TILE).take(rows).enumerate() {
-                to.copy_from_slice(std::slice::from_raw_parts(sums.add(row * stride), TILE));
-            }
-        }
-        amx::multiply(registers, parts, Product { sums: (whole.as_mut_ptr(), TILE), ..product });
-        for (row, from) in whole.chunks_exact(TILE).take(rows).enumerate() {
-            std::slice::from_raw_parts_mut(sums.add(row * stride), TILE).copy_from_slice(from);
+            unsafe { registers.multiply(&product) };
         }
     }
 }

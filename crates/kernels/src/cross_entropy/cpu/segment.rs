@@ -217,8 +217,8 @@ fn add_products<S: Simd>(simd: S, work: &mut Work<'_>, (column, columns): (usize
             Floats::F16(weight) => copy_tile(simd, &weight[rows.clone()], width, start, work.weights),
         }
         let kinds = [
-            (&*work.exponentials, &mut *work.sums, shape.tokens, work.chunk.blocks.count),
-            (&*work.slopes, &mut *work.even, shape.even, work.chunk.blocks.count.min(shape.even)),
+            (&*work.exponentials, &mut *work.sums, shape.tokens, work.chunk.blocks),
+            (&*work.slopes, &mut *work.even, shape.even, work.chunk.blocks.min(shape.even)),
         ];
         for (factors, sums, rows, blocks) in kinds {
             assert!(factors.len() == rows * COLUMNS && sums.len() == rows * shape.width);

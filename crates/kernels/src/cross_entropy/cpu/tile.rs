@@ -68,7 +68,7 @@ pub(super) fn products<S: Simd>(
             Floats::Bf16(w) => pack_weights(simd, w, width, (column, columns), (start, count), weights),
             Floats::F16(w) => pack_weights(simd, w, width, (column, columns), (start, count), weights),
         }
-        for Range { start: first, end } in chunk.blocks.ranges() {
+        for Range { start: first, end } in chunk.even_blocks().ranges() {
             let tokens = end - first;
             for panel in 0..panels {
                 // SAFETY: the lengths that were checked above.

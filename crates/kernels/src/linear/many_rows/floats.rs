@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use super::{Engine, Entry, Operand, Packing, Piece, Plan, Span, Task, panel_width, task_with};
+use super::{Engine, Entry, Operand, Packing, Piece, Plan, Span, Task, task_with};
 use crate::{
     linear::{
-        cpu::{Call, Layer, Order},
+        cpu::{Call, Order},
         microkernel::{CACHE_LINE, Packed, Rows, Tile, multiply_ahead, pack, tile, tile_columns},
     },
     parts::Parts,
@@ -42,7 +42,6 @@ pub(super) fn packing(call: &Call<'_>) -> Packing {
         block: Parts::at_most(rows, call.rows).largest(),
         panel: columns,
         reads_in_place: true,
-        only_whole: false,
         column_blocks: COLUMN_BLOCKS,
         depth: DEPTH,
         kept: KEPT,
@@ -131,7 +130,7 @@ impl<S: Simd> Engine for Tiles<S> {
     }
 
     #[inline(always)]
-    fn fits(self, _: usize, columns: usize) -> bool {
+    fn fits(self, columns: usize) -> bool {
         columns.is_multiple_of(S::LANES)
     }
 
@@ -223,15 +222,9 @@ fn pack_steps<S: Simd, W: Element>(
 fn pack_outputs<S: Simd>(simd: S, call: &Call<'_>, span: &Span<'_>, steps: Range<usize>, packed: &mut [f32]) {
     let (product, count) = (span.product, steps.len());
     let stride = tile_columns::<S>();
-    let width = panel_width(product, stride);
     assert!(packed.len() >= span.panels * count * stride && steps.end <= call.inputs);
     for half in 0..2 * span.panels {
-        let column = span.column + half / 2 * width;
-        let (layer, column): (&Layer<'_>, usize) = match &product.gate {
-            Some((gate, _)) if half % 2 == 0 => (gate, column),
-            Some(_) => (&product.layer, column),
-            None => (&product.layer, column + half % 2 * S::LANES),
-        };
+        let (layer, column) = span.half(half, stride);
         let rows = product.outputs.saturating_sub(column).min(S::LANES);
         let offset = column.min(product.outputs) * call.inputs + steps.start;
         let to = packed.as_mut_ptr().wrapping_add(half / 2 * count * stride + half % 2 * S::LANES);

@@ -2,15 +2,15 @@
 
 use std::ops::Range;
 
-use super::{Engine, Entry, Operand, Packing, Piece, Plan, Span, Task, panel_width, task_with};
+use super::{Engine, Entry, Operand, Packing, Piece, Plan, Span, Task, task_with};
 use crate::{
     linear::{
-        cpu::{Call, Layer, Order, Product as Layers},
-        split::{self, PART, Source, TILE, parts},
+        cpu::{Call, Order, Product as Layers},
+        split::{self, BLOCK, PART, Source, parts},
     },
     simd::{
         Avx512,
-        amx::{self, PARTS, Product, REGISTER, Registers, SIDE, STEPS},
+        amx::{self, Product, REGISTER, Registers, SIDE, STEPS, TILE},
     },
 };
 
@@ -22,7 +22,6 @@ const KEPT: usize = 1 << 18;
 
 #[derive(Clone, Copy)]
 struct Tiles<'a> {
-    vectors: Avx512,
     registers: &'a Registers,
     /// Parts of a weight.
     parts: usize,
@@ -37,10 +36,9 @@ pub(super) fn packing(call: &Call<'_>) -> Packing {
         rows: TILE,
         columns: TILE,
         group: STEPS,
-        block: PARTS * PART,
+        block: BLOCK,
         panel: weights.max().unwrap_or(1) * PART,
         reads_in_place: false,
-        only_whole: true,
         column_blocks: 1,
         depth: DEPTH,
         kept: KEPT,
@@ -49,28 +47,42 @@ pub(super) fn packing(call: &Call<'_>) -> Packing {
     }
 }
 
-/// Makes the functions that do a part of the work with the instructions that it needs.
-macro_rules! enter {
-    ($($name:ident($($argument:ident: $kind:ty),+) = $run:path;)+) => {
-        $(fn $name(plan: &Plan<'_>, $($argument: $kind),+) {
-            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-            unsafe fn with_features(tiles: Tiles<'_>, plan: &Plan<'_>, $($argument: $kind),+) {
-                $run(tiles, plan, $($argument),+);
-            }
-            // SAFETY: such a plan is made only where the level is in use, so there are the instructions.
-            unsafe {
-                let registers = &Registers::set_up();
-                let tiles = Tiles { vectors: Avx512::assume(), registers, parts: plan.packing.panel / PART };
-                with_features(tiles, plan, $($argument),+);
-            }
-        })+
-    };
+amx::enter! {
+    fn pack_blocks(plan: &Plan<'_>, blocks: Range<usize>, steps: Range<usize>, to: &mut [f32]) = blocks_with;
+
+    fn pack_span(plan: &Plan<'_>, span: &Span<'_>, steps: Range<usize>, to: &mut [f32]) = span_with;
+
+    fn multiply_task(
+        plan: &Plan<'_>, task: &Task<'_>, shared: &[f32], kept: &mut [f32], sums: &mut [f32],
+    ) = multiply_with;
 }
 
-enter! {
-    pack_blocks(blocks: Range<usize>, steps: Range<usize>, to: &mut [f32]) = Engine::pack_blocks;
-    pack_span(span: &Span<'_>, steps: Range<usize>, to: &mut [f32]) = Engine::pack_span;
-    multiply_task(task: &Task<'_>, shared: &[f32], kept: &mut [f32], sums: &mut [f32]) = task_with;
+#[inline(always)]
+fn blocks_with(
+    registers: &Registers,
+    plan: &Plan<'_>,
+    blocks: Range<usize>,
+    steps: Range<usize>,
+    to: &mut [f32],
+) {
+    Tiles::new(registers, plan).pack_blocks(plan, blocks, steps, to);
+}
+
+#[inline(always)]
+fn span_with(registers: &Registers, plan: &Plan<'_>, span: &Span<'_>, steps: Range<usize>, to: &mut [f32]) {
+    Tiles::new(registers, plan).pack_span(plan, span, steps, to);
+}
+
+#[inline(always)]
+fn multiply_with(
+    registers: &Registers,
+    plan: &Plan<'_>,
+    task: &Task<'_>,
+    shared: &[f32],
+    kept: &mut [f32],
+    sums: &mut [f32],
+) {
+    task_with(Tiles::new(registers, plan), plan, task, shared, kept, sums);
 }
 
 impl Engine for Tiles<'_> {
@@ -78,7 +90,7 @@ impl Engine for Tiles<'_> {
 
     #[inline(always)]
     fn vectors(self) -> Avx512 {
-        self.vectors
+        self.registers.vectors()
     }
 
     #[inline(always)]
@@ -86,17 +98,12 @@ impl Engine for Tiles<'_> {
         let call = plan.call;
         assert!(to.len() >= plan.packed(Operand::X, blocks.len(), steps.len()));
         for (index, block) in blocks.enumerate() {
-            let rows = plan.blocks.range(block);
+            let x = (call.x, call.x_order, call.x_stride);
             let to = &mut to[plan.packed(Operand::X, index, steps.len())..];
             // SAFETY: all groups have room.
             unsafe {
-                split::pack_rows(
-                    self.vectors,
-                    (call.x, call.x_order, call.x_stride),
-                    rows,
-                    steps.clone(),
-                    to.as_mut_ptr(),
-                );
+                let to = to.as_mut_ptr();
+                split::pack_rows(self.vectors(), x, plan.blocks.range(block), steps.clone(), to);
             }
         }
     }
@@ -121,21 +128,26 @@ impl Engine for Tiles<'_> {
     }
 
     #[inline(always)]
-    fn fits(self, rows: usize, columns: usize) -> bool {
-        rows == TILE && columns == TILE
+    fn fits(self, columns: usize) -> bool {
+        columns.is_multiple_of(TILE)
     }
 
     #[inline(always)]
     unsafe fn multiply(self, _: &Plan<'_>, piece: &Piece) {
-        let &Piece { steps, x, panel, sums, adds, ahead: [.., following], .. } = piece;
-        let groups = steps.div_ceil(STEPS);
-        let product = Product { x, panel, groups, sums, adds, ahead: following.in_rounds(groups) };
+        let &Piece { rows, steps, x, panel, sums, adds, ahead: [.., following], .. } = piece;
+        let (parts, groups) = (self.parts, steps.div_ceil(STEPS));
+        let ahead = following.in_rounds(groups);
         // SAFETY: the caller's promises.
-        unsafe { amx::multiply(self.registers, self.parts, product) }
+        unsafe { self.registers.multiply(&Product { rows, x, panel, parts, groups, sums, adds, ahead }) }
     }
 }
 
-impl Tiles<'_> {
+impl<'a> Tiles<'a> {
+    #[inline(always)]
+    fn new(registers: &'a Registers, plan: &Plan<'_>) -> Self {
+        Self { registers, parts: plan.packing.panel / PART }
+    }
+
     /// Packs some steps of half a panel, where the panel's are to begin.
     ///
     /// # Safety
@@ -149,21 +161,16 @@ impl Tiles<'_> {
         steps: Range<usize>,
         to: *mut f32,
     ) {
-        let product = span.product;
-        let column = span.column + half / 2 * panel_width(product, TILE);
-        let (layer, column): (&Layer<'_>, usize) = match &product.gate {
-            Some((gate, _)) if half.is_multiple_of(2) => (gate, column),
-            Some(_) => (&product.layer, column),
-            None => (&product.layer, column + half % 2 * SIDE),
-        };
+        let outputs = span.product.outputs;
+        let (layer, column) = span.half(half, TILE);
         let source = Source {
             order: layer.order,
-            stride: if layer.order == Order::InputsLast { plan.call.inputs } else { product.outputs },
-            lines: column.min(product.outputs)..(column + SIDE).min(product.outputs),
+            stride: if layer.order == Order::InputsLast { plan.call.inputs } else { outputs },
+            lines: column.min(outputs)..(column + SIDE).min(outputs),
             steps,
         };
         let to = to.wrapping_add(half % 2 * REGISTER);
         // SAFETY: the caller's promise.
-        unsafe { source.pack_weights(self.vectors, &layer.weight, to, self.parts) };
+        unsafe { source.pack_weights(self.vectors(), &layer.weight, to, self.parts) };
     }
 }
