@@ -1,6 +1,6 @@
 //! What this machine can do at most, as one line of JSON: how fast all threads together read working sets of each size, and
 //! how fast one thread copies little into them, or how fast a device copies them; and how fast matrices are multiplied, in
-//! f32 and in the type that a model computes in.
+//! f32 and as a model does, with weights of bf16.
 //! `METAL_CANDLE_BENCH_DEVICE` names the device.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
@@ -54,14 +54,14 @@ fn run() -> Result<Value> {
         let step = |(bytes, speed)| json!({ "bytes": bytes, "bytes_per_second": speed });
         speeds.into_iter().map(step).collect()
     };
-    let (width, compute) = if on_processor { (WIDTH_CPU, DType::F32) } else { (WIDTH_GPU, DType::BF16) };
+    let (width, activations) = if on_processor { (WIDTH_CPU, DType::F32) } else { (WIDTH_GPU, DType::BF16) };
     Ok(json!({
         "device": if on_processor { "cpu" } else { "gpu" },
         "threads": device::threads(),
         "memory": steps(memory),
         "copies": steps(if on_processor { copies() } else { Vec::new() }),
-        "flops_per_second": product(&bench, width, DType::F32)?,
-        "model_flops_per_second": product(&bench, width, compute)?,
+        "flops_per_second": product(&bench, width, [DType::F32; 2])?,
+        "model_flops_per_second": product(&bench, width, [activations, DType::BF16])?,
     }))
 }
 
@@ -148,10 +148,10 @@ fn device_memory(bench: &Bench) -> Result<Vec<(usize, f64)>> {
     sizes.into_iter().map(speed).collect()
 }
 
-/// Operations per second of a product of square matrices.
-fn product(bench: &Bench, width: usize, dtype: DType) -> Result<f64> {
-    let square = || -> Result<Tensor> { Ok(bench.random((width, width))?.to_dtype(dtype)?) };
-    let (x, projection) = (square()?, Projection { weight: square()?, bias: None });
+/// Operations per second of a product of square matrices, activations and weights.
+fn product(bench: &Bench, width: usize, dtypes: [DType; 2]) -> Result<f64> {
+    let square = |dtype| -> Result<Tensor> { Ok(bench.random((width, width))?.to_dtype(dtype)?) };
+    let (x, projection) = (square(dtypes[0])?, Projection { weight: square(dtypes[1])?, bias: None });
     let seconds = seconds(bench.device(), || linear(&x, &projection).map(drop).map_err(Into::into))?;
     Ok(2. * (width as f64).powi(3) / seconds)
 }

@@ -26,7 +26,7 @@ pub(crate) struct Limits {
     pub(crate) copies: Vec<Bandwidth>,
     /// Of a product of large f32 matrices.
     pub(crate) flops_per_second: f64,
-    /// The same in the type that a model computes in.
+    /// The same with a model's weights: bf16, and on a GPU activations of bf16 too.
     pub(crate) model_flops_per_second: f64,
 }
 
@@ -82,11 +82,9 @@ impl Limits {
 
     /// How fast matrices are multiplied, in words.
     pub(crate) fn arithmetic(&self) -> String {
-        let f32 = format!("{} in f32", units::rate(self.flops_per_second, "FLOP"));
-        if self.device == "cpu" {
-            return f32;
-        }
-        format!("{f32}, {} in a model's bf16", units::rate(self.model_flops_per_second, "FLOP"))
+        let [f32, model] =
+            [self.flops_per_second, self.model_flops_per_second].map(|it| units::rate(it, "FLOP"));
+        format!("{f32} in f32, {model} with a model's bf16")
     }
 
     /// The least seconds for this work, and why.
@@ -105,7 +103,7 @@ impl Limits {
 
     /// Fills in a row's share of its limit.
     pub(crate) fn apply(&self, row: &mut Row) {
-        // The program of whole models and their parts computes in their type.
+        // The program of whole models and their parts has weights of theirs.
         let flops = if row.program == "model" { self.model_flops_per_second } else { self.flops_per_second };
         let Some((seconds, bound)) = row.counters.as_ref().and_then(|counters| self.least(counters, flops))
         else {
