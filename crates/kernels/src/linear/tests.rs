@@ -128,11 +128,13 @@ fn every_plan_of_many_rows_is_right() {
         (3, 0, 5, Some(DType::F32)),
         (40, 7, 0, Some(DType::F32)),
     ] {
-        let (x, projection) = (random(rows, inputs, 1), projection(outputs, inputs, DType::BF16, bias));
-        let exact = exact(&x, &projection);
-        for level in available() {
-            let y = with_level(level, || linear(&x, &projection)).unwrap();
-            check(&format!("{level} M {rows} K {inputs} N {outputs}"), &y, &exact);
+        for dtype in [DType::BF16, DType::F32] {
+            let (x, projection) = (random(rows, inputs, 1), projection(outputs, inputs, dtype, bias));
+            let exact = exact(&x, &projection);
+            for level in available() {
+                let y = with_level(level, || linear(&x, &projection)).unwrap();
+                check(&format!("{level} {dtype:?} M {rows} K {inputs} N {outputs}"), &y, &exact);
+            }
         }
     }
 }
@@ -140,7 +142,8 @@ fn every_plan_of_many_rows_is_right() {
 #[test]
 fn input_gradients_are_right_at_all_sizes_dtypes_and_levels() {
     // More than is packed at once, also along what is summed over; tiles that are full and not.
-    for (rows, outputs, inputs) in [(1, 5, 3), (33, 40, 100), (64, 1100, 64), (70, 2100, 33), (150, 31, 70)] {
+    for (rows, outputs, inputs) in [(1, 5, 3), (33, 40, 100), (64, 1100, 256), (70, 2100, 130), (150, 31, 70)]
+    {
         for dtype in DTYPES {
             let (dy, projection) = (random(rows, outputs, 7), projection(outputs, inputs, dtype, None));
             let transposed = projection.weight.t().unwrap().contiguous().unwrap();
@@ -150,6 +153,20 @@ fn input_gradients_are_right_at_all_sizes_dtypes_and_levels() {
                 assert_eq!(dx.dims(), [rows, inputs]);
                 check(&format!("{level} {dtype:?} M {rows} N {outputs} K {inputs}"), &dx, &exact);
             }
+        }
+    }
+}
+
+#[test]
+fn weight_gradients_are_right_at_all_sizes_and_levels() {
+    for (rows, outputs, inputs) in [(1, 5, 3), (33, 40, 100), (70, 600, 430), (1100, 160, 128)] {
+        let (x, dy) = (random(rows, inputs, 3), random(rows, outputs, 7));
+        let [left, weight] = [&dy, &x].map(|numbers| numbers.t().unwrap().contiguous().unwrap());
+        let exact = exact(&left, &Projection { weight, bias: None });
+        for level in available() {
+            let dw = with_level(level, || linear_weight_backward(&x, &dy)).unwrap();
+            assert_eq!(dw.dims(), [outputs, inputs]);
+            check(&format!("{level} M {rows} N {outputs} K {inputs}"), &dw, &exact);
         }
     }
 }
@@ -168,7 +185,9 @@ fn gated_is_right() {
             x.gelu_erf().unwrap().to_scalar::<f64>().unwrap()
         }
     };
-    for (rows, inputs, outputs) in [(1, 64, 100), (5, 33, 31), (9, 100, 15), (33, 100, 17), (90, 1100, 100)] {
+    for (rows, inputs, outputs) in
+        [(1, 64, 100), (5, 33, 31), (9, 100, 15), (33, 100, 17), (90, 1100, 100), (70, 1100, 230)]
+    {
         for activation in [Activation::Silu, Activation::GeluTanh, Activation::Gelu] {
             for (gate_dtype, up_dtype) in DTYPES.into_iter().zip([DType::F32, DType::BF16, DType::F32]) {
                 let x = (random(rows, inputs, 4) * 0.3).unwrap();
