@@ -62,13 +62,6 @@ pub(super) struct Call<'a> {
     pub(super) products: &'a [Product<'a>],
 }
 
-impl Call<'_> {
-    /// Of all layers together.
-    pub(super) fn outputs(&self) -> usize {
-        self.products.iter().map(|product| product.layers().count() * product.outputs).sum()
-    }
-}
-
 /// The projections of one result: a layer alone, or with the gate that goes before it.
 pub(super) type Projections<'a> = (&'a Projection, Option<(&'a Projection, Activation)>);
 

@@ -176,7 +176,7 @@ impl Task<'_> {
 
 pub(super) fn run(call: &Call<'_>) {
     #[cfg(target_arch = "x86_64")]
-    if simd::level() == simd::Level::Amx && matrices::pay(call) {
+    if simd::level() == simd::Level::Amx {
         return run_with(call, matrices::packing(call), &matrices::ENTRY);
     }
     run_in_vectors(call);
@@ -222,7 +222,8 @@ impl<'a> Plan<'a> {
     fn new(call: &'a Call<'a>, packing: Packing) -> Self {
         let columns = packing.columns;
         let panels_of = |product: &Product<'_>| product.outputs.div_ceil(panel_width(product, columns));
-        let outputs = call.outputs();
+        let outputs: usize =
+            call.products.iter().map(|product| product.layers().count() * product.outputs).sum();
         let is_alone = call.rows * call.inputs * outputs <= ALONE;
         let panels = call.products.iter().map(panels_of).sum();
         let collide = call.x_stride.is_multiple_of(COLLIDING);

@@ -10,7 +10,7 @@ use crate::{
     },
     simd::{
         Avx512,
-        amx::{self, PARTS, Product, REGISTER, Registers, SIDE, STEPS, TILE},
+        amx::{self, Product, REGISTER, Registers, SIDE, STEPS, TILE},
     },
 };
 
@@ -19,9 +19,6 @@ const DEPTH: usize = 1024;
 
 /// The most packed floats that a task keeps, a megabyte: AMX is so fast that what is streamed past them has to be read seldom.
 const KEPT: usize = 1 << 18;
-
-/// The most multiplications of a call whose weights, if they are `f32`, are not worth being split.
-const FEW: usize = 256 * 256 * 256;
 
 #[derive(Clone, Copy)]
 struct Tiles<'a> {
@@ -32,25 +29,15 @@ struct Tiles<'a> {
 
 pub(super) const ENTRY: Entry = Entry { pack_blocks, pack_span, multiply_task };
 
-/// Whether a call is sooner done with matrices than with vectors.
-pub(super) fn pay(call: &Call<'_>) -> bool {
-    most_parts(call) < PARTS || call.rows * call.inputs * call.outputs() > FEW
-}
-
-/// Of any of a call's weights.
-fn most_parts(call: &Call<'_>) -> usize {
-    let layers = call.products.iter().flat_map(Layers::layers);
-    layers.map(|layer| parts(&layer.weight)).max().unwrap_or(1)
-}
-
 /// How a call's operands are packed.
 pub(super) fn packing(call: &Call<'_>) -> Packing {
+    let weights = call.products.iter().flat_map(Layers::layers).map(|layer| parts(&layer.weight));
     Packing {
         rows: TILE,
         columns: TILE,
         group: STEPS,
         block: BLOCK,
-        panel: most_parts(call) * PART,
+        panel: weights.max().unwrap_or(1) * PART,
         reads_in_place: false,
         column_blocks: 1,
         depth: DEPTH,
