@@ -59,22 +59,21 @@ amx::enter! {
     ) = products_with;
 
     fn add_packed(
-        job: &Job<'_>, place: (usize, usize), weights: &mut [f32], factors: &[f32], sums: (&mut [f32], usize),
-        packed: &mut [f32],
+        job: &Job<'_>, place: (usize, usize), weights: &mut [f32], kinds: [Kind<'_>; 2], packed: &mut [f32],
     ) = add_products_with;
 }
 
-/// Adds, for some rows of factors `[rows, COLUMNS]`, the products with the weight's rows `column..column + columns`.
-pub(super) fn add_products(
-    job: &Job<'_>,
-    place: (usize, usize),
-    weights: &mut [f32],
-    factors: &[f32],
-    (sums, all): (&mut [f32], usize),
-) {
-    with_scratch(blocks(all) * block_length(COLUMNS), |packed| {
-        add_packed(job, place, weights, factors, (sums, all), packed);
-    });
+/// Factors `[rows, COLUMNS]`, and the sums that their products are added to.
+pub(super) struct Kind<'a> {
+    pub(super) factors: &'a [f32],
+    pub(super) sums: &'a mut [f32],
+    pub(super) rows: usize,
+}
+
+/// Adds, for factors of both kinds, the products with the weight's rows `column..column + columns`.
+pub(super) fn add_products(job: &Job<'_>, place: (usize, usize), weights: &mut [f32], kinds: [Kind<'_>; 2]) {
+    let count: usize = kinds.iter().map(|kind| blocks(kind.rows)).sum();
+    with_scratch(count * block_length(COLUMNS), |packed| add_packed(job, place, weights, kinds, packed));
 }
 
 #[inline(always)]
@@ -136,25 +135,25 @@ fn products_with(
 }
 
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 fn add_products_with(
     registers: &Registers,
     job: &Job<'_>,
     (column, columns): (usize, usize),
     weights: &mut [f32],
-    factors: &[f32],
-    (sums, all): (&mut [f32], usize),
+    mut kinds: [Kind<'_>; 2],
     packed: &mut [f32],
 ) {
     let (width, parts) = (job.width, parts(&job.weight));
-    assert!(factors.len() >= all * COLUMNS && sums.len() >= all * padded(width) && columns <= COLUMNS);
-    assert!(weights.len() >= weights_length(width));
-    let blocks = blocks(all);
-    assert!(packed.len() >= blocks * block_length(COLUMNS));
-    for (block, to) in packed.chunks_exact_mut(block_length(COLUMNS)).enumerate() {
-        let x = (factors, Order::InputsLast, COLUMNS);
-        // SAFETY: a block has room for all columns.
-        unsafe { pack_rows(registers.vectors(), x, rows(block, all), 0..columns, to.as_mut_ptr()) };
+    assert!(weights.len() >= weights_length(width) && columns <= COLUMNS);
+    let mut rooms = packed.chunks_exact_mut(block_length(COLUMNS));
+    for Kind { factors, sums, rows: all } in &kinds {
+        assert!(factors.len() >= all * COLUMNS && sums.len() >= all * padded(width));
+        for block in 0..blocks(*all) {
+            let to = rooms.next().expect("room for the blocks of both kinds").as_mut_ptr();
+            let x = (*factors, Order::InputsLast, COLUMNS);
+            // SAFETY: a block has room for all columns.
+            unsafe { pack_rows(registers.vectors(), x, rows(block, *all), 0..columns, to) };
+        }
     }
     for (tile, start) in (0..width).step_by(TILE).enumerate() {
         for half in 0..2 {
@@ -169,21 +168,24 @@ fn add_products_with(
             // SAFETY: there is room for all columns' parts.
             unsafe { source.pack_weights(registers.vectors(), &job.weight, to, parts) };
         }
-        for block in 0..blocks {
-            let rows = rows(block, all);
-            let sums = sums[(tile * all + rows.start) * TILE..].as_mut_ptr();
-            let product = Product {
-                rows: rows.len(),
-                x: packed[block * block_length(COLUMNS)..].as_ptr(),
-                panel: weights.as_ptr(),
-                parts,
-                groups: columns.div_ceil(STEPS),
-                sums: (sums, TILE),
-                adds: true,
-                ahead: (std::ptr::null(), 0),
-            };
-            // SAFETY: the lengths that were checked above.
-            unsafe { registers.multiply(&product) };
+        let mut packed_blocks = packed.chunks_exact(block_length(COLUMNS));
+        for Kind { sums, rows: all, .. } in &mut kinds {
+            for (block, x) in packed_blocks.by_ref().take(blocks(*all)).enumerate() {
+                let rows = rows(block, *all);
+                let sums = sums[(tile * *all + rows.start) * TILE..].as_mut_ptr();
+                let product = Product {
+                    rows: rows.len(),
+                    x: x.as_ptr(),
+                    panel: weights.as_ptr(),
+                    parts,
+                    groups: columns.div_ceil(STEPS),
+                    sums: (sums, TILE),
+                    adds: true,
+                    ahead: (std::ptr::null(), 0),
+                };
+                // SAFETY: the lengths that were checked above.
+                unsafe { registers.multiply(&product) };
+            }
         }
     }
 }

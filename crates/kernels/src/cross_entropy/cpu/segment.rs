@@ -204,9 +204,11 @@ fn add_products<S: Simd>(simd: S, work: &mut Work<'_>, (column, columns): (usize
     #[cfg(target_arch = "x86_64")]
     if work.chunk.in_matrices {
         let Work { job, weights, exponentials, slopes, sums, even, .. } = work;
-        let place = (column, columns);
-        matrices::add_products(job, place, weights, exponentials, (sums, shape.tokens));
-        return matrices::add_products(job, place, weights, slopes, (even, shape.even));
+        let kinds = [
+            matrices::Kind { factors: exponentials, sums, rows: shape.tokens },
+            matrices::Kind { factors: slopes, sums: even, rows: shape.even },
+        ];
+        return matrices::add_products(job, (column, columns), weights, kinds);
     }
     assert!(work.weights.len() >= COLUMNS * size && width <= shape.width);
     let rows = column * width..(column + columns) * width;
