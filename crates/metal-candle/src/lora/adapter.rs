@@ -38,12 +38,10 @@ impl Adapter {
     pub fn to(&self, device: &Device, dtype: DType) -> Result<Self, LoraError> {
         let mut layers = BTreeMap::new();
         for (&site, layer) in &self.layers {
-            let to = |tensor: &Tensor| tensor.to_device(device)?.to_dtype(dtype)?.contiguous();
-            let factors = |lora: &LoraAdapter| -> Result<LoraAdapter, LoraError> {
-                Ok(LoraAdapter { a: to(&lora.a)?, b: to(&lora.b)?, scale: lora.scale })
-            };
+            let factors = |lora: &LoraAdapter| factors_to(lora, device, dtype);
             let lora = factors(&layer.lora)?;
-            let magnitude = layer.magnitude.as_ref().map(to).transpose()?;
+            let magnitude =
+                layer.magnitude.as_ref().map(|tensor| tensor_to(tensor, device, dtype)).transpose()?;
             let minus = layer.minus.as_ref().map(factors).transpose()?;
             layers.insert(site, AdapterLayer { lora, magnitude, minus });
         }
@@ -131,4 +129,22 @@ impl AdapterLayer {
         let magnitude = self.magnitude.as_ref().map_or(0, Tensor::elem_count);
         (self.lora.a.elem_count() + self.lora.b.elem_count() + magnitude) as u64
     }
+}
+
+/// The same factors elsewhere, in another type.
+pub(crate) fn factors_to(
+    lora: &LoraAdapter,
+    device: &Device,
+    dtype: DType,
+) -> candle_core::Result<LoraAdapter> {
+    let to = |tensor: &Tensor| tensor_to(tensor, device, dtype);
+    Ok(LoraAdapter { a: to(&lora.a)?, b: to(&lora.b)?, scale: lora.scale })
+}
+
+/// The same numbers elsewhere, in another type. Between devices candle moves whatever a view looks into, so the view is
+/// copied first: what came from a file shares one buffer.
+fn tensor_to(tensor: &Tensor, device: &Device, dtype: DType) -> candle_core::Result<Tensor> {
+    let is_there = tensor.device().same_device(device);
+    let moved = if is_there { tensor.clone() } else { tensor.force_contiguous()?.to_device(device)? };
+    moved.to_dtype(dtype)?.contiguous()
 }

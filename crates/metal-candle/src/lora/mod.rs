@@ -19,6 +19,7 @@ mod site;
 
 pub use active::ActiveAdapter;
 pub(crate) use active::{ActiveLayer, BlockAdapter};
+pub(crate) use adapter::factors_to;
 pub use adapter::{Adapter, AdapterLayer};
 pub use config::{Initialisation, LoraConfig, Method, Scaling};
 pub use files::{Format, SaveOptions, StoredAdapter};

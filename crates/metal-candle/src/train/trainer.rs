@@ -14,7 +14,7 @@ use super::{
     BatchLoss, Group, OptimizerConfig, Parameter, Parameters, Rows, TrainError, Update, Updated, sums,
 };
 use crate::{
-    lora::{ActiveAdapter, Adapter, AdapterLayer, LoraConfig, Site},
+    lora::{ActiveAdapter, Adapter, AdapterLayer, LoraConfig, Site, factors_to},
     model::{
         Model,
         spec::DecoderSpec,
@@ -105,7 +105,7 @@ impl Trainer {
             let mut next = || views.next().expect("as many views as matrices");
             let lora = LoraAdapter { a: next(), b: next(), scale: layer.lora.scale };
             let magnitude = layer.magnitude.as_ref().map(|_| next());
-            let to_model = |lora: &LoraAdapter| lora_to(lora, model.device(), model.compute_dtype());
+            let to_model = |lora: &LoraAdapter| factors_to(lora, model.device(), model.compute_dtype());
             let minus = layer.minus.as_ref().map(to_model).transpose()?;
             layers.insert(*site, AdapterLayer { lora, magnitude, minus });
         }
@@ -177,7 +177,7 @@ impl Trainer {
             let lora = LoraAdapter { a: copy(a)?, b: copy(b)?, scale: layer.lora.scale };
             let magnitude = layer.magnitude.as_ref().map(|_| copy(magnitude)).transpose()?;
             // As it was subtracted: in the type that the model computes in.
-            let to_host = |lora: &LoraAdapter| lora_to(lora, &Device::Cpu, DType::F32);
+            let to_host = |lora: &LoraAdapter| factors_to(lora, &Device::Cpu, DType::F32);
             let minus = layer.minus.as_ref().map(to_host).transpose()?;
             copied.insert(site, AdapterLayer { lora, magnitude, minus });
         }
@@ -274,12 +274,6 @@ fn matrices(site: Site, layer: &AdapterLayer) -> Vec<(String, &Tensor, Group)> {
     let mut matrices = vec![(a, &layer.lora.a, Group::Decayed), (b, &layer.lora.b, Group::LoraB)];
     matrices.extend(layer.magnitude.as_ref().map(|tensor| (magnitude, tensor, Group::Decayed)));
     matrices
-}
-
-/// The same matrices elsewhere, in another type.
-fn lora_to(lora: &LoraAdapter, device: &Device, dtype: DType) -> candle_core::Result<LoraAdapter> {
-    let to = |tensor: &Tensor| tensor.to_device(device)?.to_dtype(dtype)?.contiguous();
-    Ok(LoraAdapter { a: to(&lora.a)?, b: to(&lora.b)?, scale: lora.scale })
 }
 
 /// The names of a layer's A, B and magnitudes among the parameters: those of PEFT's files.

@@ -5,15 +5,18 @@ use std::{
     path::Path,
 };
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use metal_candle_kernels::lora::LoraAdapter;
 
 use super::{CONFIG, Format, mlx, most_common, peft, read_config};
 use crate::{
-    lora::{Adapter, AdapterLayer, Initialisation, LoraConfig, LoraError, Method, Module, Scaling, Site},
+    lora::{
+        Adapter, AdapterLayer, Initialisation, LoraConfig, LoraError, Method, Module, Scaling, Site,
+        SiteShape,
+    },
     model::{
         spec::DecoderSpec,
-        weights::{TensorFile, TensorInfo},
+        weights::{Checkpoint, Weights, WeightsError},
     },
 };
 
@@ -81,17 +84,18 @@ impl StoredAdapter {
         let described = described.map_err(|problems| LoraError::Unusable { path: config_path, problems })?;
         let path = folder.join(format.weights_file());
         let bytes = std::fs::metadata(&path).map_err(|source| LoraError::io("inspect", &path, source))?.len();
+        let mut file = Checkpoint::of_file(&path).map_err(unreadable)?;
         let mut problems = Vec::new();
-        let mut found = read_tensors(&path, &described, &mut problems)?;
+        let mut found = find(&mut file, &described, &mut problems);
         let sites = sites(&described, model, &found, &mut problems);
-        let mut layers = BTreeMap::new();
+        let shapes = model.map(DecoderSpec::sites).unwrap_or_default();
+        let shapes: BTreeMap<Site, SiteShape> = shapes.into_iter().map(|shape| (shape.site, shape)).collect();
+        let mut whole = Vec::with_capacity(sites.len());
         for &site in &sites {
             let (rank, scaling) = (described.at)(site);
-            let expected = ExpectedSite::of(site, rank, &described, model);
-            if let Some([a, b, magnitude]) = expected.take(&mut found, &mut problems) {
-                let (Some(a), Some(b)) = (a, b) else { continue };
-                let lora = LoraAdapter { a, b, scale: scaling.factor(rank) };
-                layers.insert(site, AdapterLayer { lora, magnitude, minus: None });
+            let expected = ExpectedSite::of(site, rank, &described, shapes.get(&site));
+            if let Some(files) = expected.take(&mut found, &mut problems) {
+                whole.push((site, scaling.factor(rank), files));
             }
         }
         problems.extend(found.keys().map(|&(site, factor)| {
@@ -100,8 +104,21 @@ impl StoredAdapter {
         if sites.is_empty() && problems.is_empty() {
             problems.push("there is not one matrix in it".to_owned());
         }
+        let mut weights = load_finite(&file, &mut problems)?;
         if !problems.is_empty() {
             return Err(LoraError::Unusable { path, problems });
+        }
+        let mut layers = BTreeMap::new();
+        for (site, scale, [a, b, magnitude]) in whole {
+            let mut natural = |stored: Stored| -> Result<Tensor, LoraError> {
+                let tensor = weights.take(&stored.name).map_err(unreadable)?;
+                let is_transposed = described.transposed && stored.shape.len() == 2;
+                Ok(if is_transposed { tensor.t()?.contiguous()? } else { tensor })
+            };
+            let (Some(a), Some(b)) = (a, b) else { continue };
+            let lora = LoraAdapter { a: natural(a)?, b: natural(b)?, scale };
+            let magnitude = magnitude.map(natural).transpose()?;
+            layers.insert(site, AdapterLayer { lora, magnitude, minus: None });
         }
         let config = settle(&described, &layers, model);
         let adapter = Adapter { config, layers };
@@ -109,38 +126,52 @@ impl StoredAdapter {
     }
 }
 
-type Found = BTreeMap<(Site, Factor), Tensor>;
+fn unreadable(error: WeightsError) -> LoraError {
+    LoraError::Model(error.into())
+}
 
-/// All tensors that have a place, are floats and finite.
-fn read_tensors(
-    path: &Path,
-    described: &Description,
-    problems: &mut Vec<String>,
-) -> Result<Found, LoraError> {
-    let unreadable = |error: crate::model::weights::WeightsError| LoraError::Model(error.into());
-    let mut file = TensorFile::open(path).map_err(unreadable)?;
+/// A tensor as the file's header has it.
+struct Stored {
+    name: String,
+    dtype: DType,
+    shape: Vec<usize>,
+}
+
+type Found = BTreeMap<(Site, Factor), Stored>;
+
+/// All tensors that have a place and are floats; the file forgets the others.
+fn find(file: &mut Checkpoint, described: &Description, problems: &mut Vec<String>) -> Found {
     let mut found = Found::new();
-    let infos: Vec<(String, TensorInfo)> = file.tensors().to_vec();
-    for (name, info) in infos {
-        let Some(place) = (described.place)(&name) else {
+    file.keep(|name, info| {
+        let Some(place) = (described.place)(name) else {
             problems.push(format!("{name}: no matrix of an adapter that is supported here has such a name"));
-            continue;
+            return false;
         };
         let Some(dtype) = info.float_dtype() else {
             problems.push(format!("{name}: its type is {}, expected F32, BF16 or F16", info.dtype));
-            continue;
+            return false;
         };
-        let tensor = file.tensor(&info, dtype).map_err(unreadable)?;
-        let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        let bad = values.iter().filter(|value| !value.is_finite()).count();
-        if bad > 0 {
-            problems.push(format!("{name}: {bad} of its {} numbers are NaN or infinite", values.len()));
-        }
-        if found.insert(place, tensor).is_some() {
+        let stored = Stored { name: name.to_owned(), dtype, shape: info.shape.clone() };
+        if found.insert(place, stored).is_some() {
             problems.push(format!("{name}: it is there twice, under two names"));
         }
+        true
+    });
+    found
+}
+
+/// The matrices, each in its own type; none of them if some are not finite.
+fn load_finite(file: &Checkpoint, problems: &mut Vec<String>) -> Result<Weights, LoraError> {
+    match file.load(&Device::Cpu, None, &mut |_, _| ()) {
+        Err(WeightsError::BadWeights { tensors, .. }) => {
+            problems.extend(tensors.iter().map(|tensor| {
+                let total = file.tensors()[&tensor.name].shape.iter().product::<usize>();
+                format!("{}: {} of its {total} numbers are NaN or infinite", tensor.name, tensor.count)
+            }));
+            Ok(Weights::default())
+        }
+        loaded => loaded.map_err(unreadable),
     }
-    Ok(found)
 }
 
 /// The sites that must have matrices.
@@ -186,21 +217,20 @@ struct ExpectedSite<'a> {
 }
 
 impl<'a> ExpectedSite<'a> {
-    fn of(site: Site, rank: usize, described: &'a Description, model: Option<&DecoderSpec>) -> Self {
-        let place = model.and_then(|spec| spec.sites().into_iter().find(|place| place.site == site));
-        let (outputs, inputs) = (place.map(|place| place.outputs), place.map(|place| place.inputs));
+    fn of(site: Site, rank: usize, described: &'a Description, shape: Option<&SiteShape>) -> Self {
+        let (outputs, inputs) = (shape.map(|shape| shape.outputs), shape.map(|shape| shape.inputs));
         Self { site, described, rank, outputs, inputs }
     }
 
     /// A, B and magnitudes as an adapter has them, removed from `found`; `None` where something is wrong.
-    fn take(mut self, found: &mut Found, problems: &mut Vec<String>) -> Option<[Option<Tensor>; 3]> {
+    fn take(mut self, found: &mut Found, problems: &mut Vec<String>) -> Option<[Option<Stored>; 3]> {
         let before = problems.len();
         let mut taken = [None, None, None];
         let kinds = [Factor::A, Factor::B, Factor::Magnitude];
         let kinds = &kinds[..if self.described.method == Method::Dora { 3 } else { 2 }];
         for (to, &factor) in taken.iter_mut().zip(kinds) {
             let name = (self.described.name)(self.site, factor);
-            let Some(tensor) = found.remove(&(self.site, factor)) else {
+            let Some(stored) = found.remove(&(self.site, factor)) else {
                 problems.push(format!("{name}: it is missing"));
                 continue;
             };
@@ -212,39 +242,28 @@ impl<'a> ExpectedSite<'a> {
             if self.described.transposed {
                 expected.reverse();
             }
-            if !fits(tensor.dims(), &expected) {
+            if !fits(&stored.shape, &expected) {
                 problems.push(format!(
                     "{name}: it is {:?}, expected {}",
-                    tensor.dims(),
+                    stored.shape,
                     shape_text(&expected)
                 ));
                 continue;
             }
-            let natural = if self.described.transposed && factor != Factor::Magnitude {
-                tensor.t()
-            } else {
-                Ok(tensor)
-            };
-            match natural.and_then(|tensor| tensor.contiguous()) {
-                Ok(tensor) => {
-                    if factor == Factor::B {
-                        // Without a model, B says how long the magnitudes are.
-                        self.outputs = tensor.dims().first().copied();
-                    }
-                    *to = Some(tensor);
-                }
-                Err(error) => problems.push(format!("{name}: {error}")),
+            if factor == Factor::B {
+                // Without a model, B says how long the magnitudes are.
+                let outputs =
+                    if self.described.transposed { stored.shape.last() } else { stored.shape.first() };
+                self.outputs = outputs.copied();
             }
+            *to = Some(stored);
         }
         if let [Some(a), Some(b), _] = &taken
-            && a.dtype() != b.dtype()
+            && a.dtype != b.dtype
         {
             let name = (self.described.name)(self.site, Factor::B);
-            problems.push(format!(
-                "{name}: its type is {:?}, that of the other matrix {:?}",
-                b.dtype(),
-                a.dtype()
-            ));
+            problems
+                .push(format!("{name}: its type is {:?}, that of the other matrix {:?}", b.dtype, a.dtype));
         }
         (problems.len() == before).then_some(taken)
     }

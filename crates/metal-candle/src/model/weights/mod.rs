@@ -57,6 +57,18 @@ impl Checkpoint {
         Ok(Checkpoint { folder: folder.into(), shards, tensors })
     }
 
+    /// One safetensors file, whatever it is called and holds.
+    pub(crate) fn of_file(path: &Path) -> Result<Checkpoint, WeightsError> {
+        let tensors = header::read_file(path, 0)?.into_iter().collect();
+        let folder = path.parent().unwrap_or(path).into();
+        Ok(Checkpoint { folder, shards: vec![path.into()], tensors })
+    }
+
+    /// Forgets the tensors that are not `wanted`.
+    pub(crate) fn keep(&mut self, mut wanted: impl FnMut(&str, &TensorInfo) -> bool) {
+        self.tensors.retain(|name, info| wanted(name, info));
+    }
+
     /// The tensors by name.
     pub fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
         &self.tensors
@@ -82,7 +94,7 @@ impl Checkpoint {
         ignored: impl Fn(&str) -> bool,
     ) -> Result<(), WeightsError> {
         let names: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
-        self.tensors.retain(|name, _| names.contains(name.as_str()) || !ignored(name));
+        self.keep(|name, _| names.contains(name) || !ignored(name));
         let mut difference = Difference::default();
         for (name, shape) in expected {
             match self.tensors.get(name) {
@@ -127,7 +139,7 @@ impl Checkpoint {
 }
 
 /// Loaded tensors by name. A model takes them out one by one.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Weights {
     tensors: BTreeMap<String, Tensor>,
 }
