@@ -46,6 +46,7 @@ fn count(row: &Row, call: &mut Call, bench: &Bench) -> Result<Value> {
         "bytes": row.work.bytes,
         "working_set": row.work.working_set,
         "copies": row.work.copies,
+        "locks": row.work.locks,
         "flops": row.work.flops,
         "allocations": allocated.allocations,
         "allocated_bytes": allocated.bytes,

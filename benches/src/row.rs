@@ -32,6 +32,8 @@ pub struct Work {
     pub working_set: Option<u64>,
     /// Whether one thread copies them from a cache: too few to be shared.
     pub copies: bool,
+    /// How many locks of tensors it takes and gives back: each storage of candle's has one.
+    pub locks: Option<u64>,
     /// Multiplications and additions.
     pub flops: Option<u64>,
     /// What the iteration yields, such as tokens; the first counts for criterion's throughput.
@@ -125,6 +127,12 @@ impl Work {
     #[must_use]
     pub fn within(self, working_set: usize) -> Self {
         Self { working_set: Some(working_set as u64), ..self }
+    }
+
+    /// Takes so many locks of tensors, one after another.
+    #[must_use]
+    pub fn locks(self, locks: usize) -> Self {
+        Self { locks: Some(locks as u64), ..self }
     }
 
     /// Yields this besides.

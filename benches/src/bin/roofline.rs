@@ -1,12 +1,12 @@
 //! What this machine can do at most, as one line of JSON: how fast all threads together read working sets of each size, and
-//! how fast one thread copies little into them, or how fast a device copies them; and how fast matrices are multiplied, in
-//! f32 and as a model does, with weights of bf16.
+//! how fast one thread copies little into them, or how fast a device copies them; how fast matrices are multiplied, in
+//! f32 and as a model does, with weights of bf16; and how long the lock of a tensor takes that nobody else wants.
 //! `METAL_CANDLE_BENCH_DEVICE` names the device.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::{
     process::ExitCode,
-    sync::Barrier,
+    sync::{Barrier, PoisonError, RwLock},
     thread,
     time::{Duration, Instant},
 };
@@ -60,6 +60,7 @@ fn run() -> Result<Value> {
         "threads": device::threads(),
         "memory": steps(memory),
         "copies": steps(if on_processor { copies() } else { Vec::new() }),
+        "seconds_per_lock": on_processor.then(lock),
         "flops_per_second": product(&bench, width, [DType::F32; 2])?,
         "model_flops_per_second": product(&bench, width, [activations, DType::BF16])?,
     }))
@@ -96,6 +97,23 @@ fn copies() -> Vec<(usize, f64)> {
         })
     };
     doubled(SMALLEST_COPY, LARGEST_COPY).map(|size| (size, speed(size))).collect()
+}
+
+/// Seconds to take and give back one of the locks that candle's tensors have: to read one tensor, then to write another.
+fn lock() -> f64 {
+    let (from, to) = (RwLock::new(1u64), RwLock::new(0u64));
+    let locks_per_second = best(|| {
+        let (start, mut locks) = (Instant::now(), 0);
+        while start.elapsed() < READING {
+            for _ in 0..1000 {
+                let value = *from.read().unwrap_or_else(PoisonError::into_inner);
+                *to.write().unwrap_or_else(PoisonError::into_inner) += value;
+            }
+            locks += 2000;
+        }
+        f64::from(locks) / start.elapsed().as_secs_f64()
+    });
+    1. / locks_per_second
 }
 
 fn doubled(first: usize, last: usize) -> impl Iterator<Item = usize> {

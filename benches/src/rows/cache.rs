@@ -114,8 +114,9 @@ fn bytes(layers: usize, positions: usize) -> usize {
 }
 
 fn update(id: &str, layers: usize) -> Row {
-    // Each call writes to the next position: a chunk of every layer is the working set.
-    Row::new(id, Work::copies(2 * bytes(layers, 1), bytes(layers, CHUNK)), move |bench| {
+    // Each call writes to the next position: a chunk of every layer is the working set. From two tensors into two.
+    let work = Work::copies(2 * bytes(layers, 1), bytes(layers, CHUNK)).locks(4 * layers);
+    Row::new(id, work, move |bench| {
         let mut update = Update::new(bench, layers)?;
         Ok(Call::new(move || update.run()))
     })

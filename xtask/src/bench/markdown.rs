@@ -119,8 +119,8 @@ fn shortfalls(name: &str, result: &RunResult) -> Vec<String> {
         let Some(times) = row.times_published().filter(|times| *times <= 1.0) else { continue };
         let published = row.published.as_ref();
         let forbidden = row.limit_above_published().map_or_else(String::new, |least| {
-            let what = if row.bound == Some(Bound::Compute) { "computes" } else { "moves" };
-            format!("; forbidden by this machine's limit, {} for what the row {what}", units::time(least))
+            let work = row.bound.unwrap_or(Bound::Memory).work();
+            format!("; forbidden by this machine's limit, {} for {work}", units::time(least))
         });
         short.push(format!(
             "{name}: `{}` takes {}, published {} ({}): {}×{forbidden}",

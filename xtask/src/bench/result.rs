@@ -114,6 +114,8 @@ pub(crate) struct Counters {
     pub(crate) working_set: Option<f64>,
     /// Whether one thread copies them, from a cache.
     pub(crate) copies: bool,
+    /// Locks of tensors, taken and given back.
+    pub(crate) locks: Option<f64>,
     pub(crate) flops: Option<f64>,
     pub(crate) allocations: Option<f64>,
     pub(crate) allocated_bytes: Option<f64>,

@@ -2,7 +2,8 @@
 //!
 //! Memory has no single speed: what fits into a cache is read faster. The probe reads working sets from 32 KiB to half
 //! a GiB, and a row is held against the speed at the size of what it moves. A row that only copies, too little for more than
-//! one thread, is held against one thread's copies into a working set of that size.
+//! one thread, is held against one thread's copies into a working set of that size, and against the locks of the tensors
+//! that it reads and writes, where these take longer.
 
 use std::path::Path;
 
@@ -28,6 +29,9 @@ pub(crate) struct Limits {
     pub(crate) flops_per_second: f64,
     /// The same with a model's weights: bf16, and on a GPU activations of bf16 too.
     pub(crate) model_flops_per_second: f64,
+    /// To take and give back a tensor's lock that nobody else wants; `None` where that was not measured.
+    #[serde(default)]
+    pub(crate) seconds_per_lock: Option<f64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -42,6 +46,27 @@ pub(crate) struct Bandwidth {
 pub(crate) enum Bound {
     Memory,
     Compute,
+    Locks,
+}
+
+impl Bound {
+    /// As the machine's part that is the limit.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Compute => "arithmetic",
+            Self::Locks => "locks",
+        }
+    }
+
+    /// What a row does that takes this time.
+    pub(crate) fn work(self) -> &'static str {
+        match self {
+            Self::Memory => "what the row moves",
+            Self::Compute => "what the row computes",
+            Self::Locks => "the locks of the tensors that the row reads and writes",
+        }
+    }
 }
 
 /// Runs the probe.
@@ -72,6 +97,10 @@ impl Limits {
         }
         self.flops_per_second = self.flops_per_second.max(other.flops_per_second);
         self.model_flops_per_second = self.model_flops_per_second.max(other.model_flops_per_second);
+        self.seconds_per_lock = match (self.seconds_per_lock, other.seconds_per_lock) {
+            (Some(ours), Some(theirs)) => Some(ours.min(theirs)),
+            (ours, theirs) => ours.or(theirs),
+        };
         self
     }
 
@@ -91,14 +120,13 @@ impl Limits {
     fn least(&self, counters: &Counters, flops_per_second: f64) -> Option<(f64, Bound)> {
         let steps = if counters.copies && !self.copies.is_empty() { &self.copies } else { &self.memory };
         let within = |bytes| counters.working_set.unwrap_or(bytes);
-        let memory = counters.bytes.filter(|bytes| *bytes > 0.0);
-        let memory = memory.map(|bytes| bytes / bandwidth(steps, within(bytes)));
-        let compute = counters.flops.filter(|flops| *flops > 0.0).map(|flops| flops / flops_per_second);
-        match (memory, compute) {
-            (Some(memory), Some(compute)) if compute > memory => Some((compute, Bound::Compute)),
-            (Some(memory), _) => Some((memory, Bound::Memory)),
-            (None, compute) => Some((compute?, Bound::Compute)),
-        }
+        let memory = counters.bytes.map(|bytes| bytes / bandwidth(steps, within(bytes)));
+        let compute = counters.flops.map(|flops| flops / flops_per_second);
+        let locks = counters.locks.and_then(|locks| Some(locks * self.seconds_per_lock?));
+        [(memory, Bound::Memory), (compute, Bound::Compute), (locks, Bound::Locks)]
+            .into_iter()
+            .filter_map(|(seconds, bound)| Some((seconds.filter(|seconds| *seconds > 0.0)?, bound)))
+            .max_by(|a, b| a.0.total_cmp(&b.0))
     }
 
     /// Fills in a row's share of its limit.
@@ -142,6 +170,7 @@ mod tests {
             copies: vec![Bandwidth { bytes: 1e3, bytes_per_second: 25e9 }],
             flops_per_second: 1e12,
             model_flops_per_second: 4e12,
+            seconds_per_lock: Some(5e-9),
         }
     }
 
@@ -177,6 +206,17 @@ mod tests {
         copied.counters.as_mut().unwrap().copies = true;
         limits().apply(&mut copied);
         assert_eq!((copied.bound, copied.share_of_limit), (Some(Bound::Memory), Some(1.0)));
+        // 4 locks at 5 ns each: 20 ns, where 200 bytes at 25 GB/s take 8.
+        let mut locked = copied.clone();
+        locked.median_ns = 40.0;
+        let counters = locked.counters.as_mut().unwrap();
+        (counters.bytes, counters.locks) = (Some(200.0), Some(4.0));
+        limits().apply(&mut locked);
+        assert_eq!((locked.bound, locked.share_of_limit), (Some(Bound::Locks), Some(0.5)));
+        let unmeasured = Limits { seconds_per_lock: None, ..limits() };
+        unmeasured.clone().apply(&mut locked);
+        assert_eq!((locked.bound, locked.share_of_limit), (Some(Bound::Memory), Some(0.2)));
+        assert_eq!(unmeasured.best(&limits()).seconds_per_lock, Some(5e-9));
         let mut of_a_model = Row { program: "model".into(), ..compute };
         limits().apply(&mut of_a_model);
         assert_eq!(of_a_model.share_of_limit, Some(0.125));

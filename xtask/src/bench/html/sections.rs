@@ -245,12 +245,11 @@ fn shares(result: &RunResult) -> String {
                 a cache is held against that cache's speed.";
     let mut list = List::new("Share of the limit", note, &axis(scale, units::percent));
     for (row, share) in rows {
-        let (class, bound) = match row.bound {
-            Some(Bound::Compute) => ("compute", "arithmetic"),
-            _ => ("memory", "memory"),
-        };
-        let strip = Strip::new(scale).line(1.0, "one", "").dot(share, &format!("dot {class}"), &row.row);
-        list.row("", &name(&row.row), strip, &format!("{} <small>{bound}</small>", units::percent(share)));
+        let bound = row.bound.unwrap_or(Bound::Memory);
+        let class = if bound == Bound::Compute { "dot compute" } else { "dot memory" };
+        let strip = Strip::new(scale).line(1.0, "one", "").dot(share, class, &row.row);
+        let text = format!("{} <small>{}</small>", units::percent(share), bound.name());
+        list.row("", &name(&row.row), strip, &text);
     }
     list.end()
 }
