@@ -34,9 +34,10 @@ pub(crate) fn build_for_peers(workspace: &Path, features: &[String]) -> Result<P
     Ok(programs)
 }
 
-/// The package's program `name` as tests build it: the kernels are optimised there too, and CI has built all of it.
+/// The package's program `name` as tests build it: the kernels are optimised there too, and CI has built all of it. Cargo turns
+/// on the features that tests want only where something like a test is built besides: without, all would be built again.
 pub(crate) fn build_for_counting(workspace: &Path, name: &str) -> Result<PathBuf> {
-    let programs = cargo(workspace, &["build", "--package", PACKAGE, "--bin", name], &[])?;
+    let programs = cargo(workspace, &["build", "--workspace", "--bin", name, "--bench", "micro"], &[])?;
     Ok(programs.other(name)?.to_owned())
 }
 

@@ -109,6 +109,29 @@ trait Engine: Copy {
     unsafe fn multiply(self, plan: &Plan<'_>, piece: &Piece);
 }
 
+/// That the machine has an engine's instructions.
+trait Proof {
+    type Engine: Engine;
+
+    fn engine(self, plan: &Plan<'_>) -> Self::Engine;
+}
+
+#[inline(always)]
+fn blocks_with<P: Proof>(
+    proof: P,
+    plan: &Plan<'_>,
+    blocks: Range<usize>,
+    steps: Range<usize>,
+    to: &mut [f32],
+) {
+    proof.engine(plan).pack_blocks(plan, blocks, steps, to);
+}
+
+#[inline(always)]
+fn span_with<P: Proof>(proof: P, plan: &Plan<'_>, span: &Span<'_>, steps: Range<usize>, to: &mut [f32]) {
+    proof.engine(plan).pack_span(plan, span, steps, to);
+}
+
 /// The operands of a tile, and its sums.
 struct Piece {
     rows: usize,
@@ -401,14 +424,15 @@ fn panel_width(product: &Product<'_>, columns: usize) -> usize {
 
 /// Slice by slice, packs the task's piece of the larger operand and multiplies it.
 #[inline(always)]
-fn task_with<E: Engine>(
-    engine: E,
+fn task_with<P: Proof>(
+    proof: P,
     plan: &Plan<'_>,
     task: &Task<'_>,
     shared: &[f32],
     kept: &mut [f32],
     sums: &mut [f32],
 ) {
+    let engine = proof.engine(plan);
     for steps in plan.steps() {
         let all = plan.count(plan.shared);
         let start = plan.packed(plan.shared, all, steps.start);

@@ -208,7 +208,7 @@ pub(crate) use with_avx512;
 
 /// Makes a function that runs a generic kernel at the current [`level`].
 ///
-/// ```ignore
+/// ```text
 /// dispatch! {
 ///     /// Sums a slice.
 ///     fn sum(values: &[f32]) -> f32 = sum_with;

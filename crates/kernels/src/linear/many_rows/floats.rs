@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use super::{Engine, Entry, Operand, Packing, Piece, Plan, Span, Task, task_with};
+use super::{
+    Engine, Entry, Operand, Packing, Piece, Plan, Proof, Span, Task, blocks_with, span_with, task_with,
+};
 use crate::{
     linear::{
         cpu::{Call, Order},
@@ -28,7 +30,7 @@ const STEPS_AHEAD: usize = 8;
 
 /// Tiles of vectors, whose operands are packed as numbers in the order in which tiles read them.
 #[derive(Clone, Copy)]
-struct Tiles<S>(S);
+pub(super) struct Tiles<S>(S);
 
 pub(super) const ENTRY: Entry = Entry { pack_blocks, pack_span, multiply_task };
 
@@ -57,29 +59,16 @@ dispatch! {
 
     fn multiply_task(
         plan: &Plan<'_>, task: &Task<'_>, shared: &[f32], kept: &mut [f32], sums: &mut [f32],
-    ) = multiply_with;
+    ) = task_with;
 }
 
-#[inline(always)]
-fn blocks_with<S: Simd>(simd: S, plan: &Plan<'_>, blocks: Range<usize>, steps: Range<usize>, to: &mut [f32]) {
-    Tiles(simd).pack_blocks(plan, blocks, steps, to);
-}
+impl<S: Simd> Proof for S {
+    type Engine = Tiles<S>;
 
-#[inline(always)]
-fn span_with<S: Simd>(simd: S, plan: &Plan<'_>, span: &Span<'_>, steps: Range<usize>, to: &mut [f32]) {
-    Tiles(simd).pack_span(plan, span, steps, to);
-}
-
-#[inline(always)]
-fn multiply_with<S: Simd>(
-    simd: S,
-    plan: &Plan<'_>,
-    task: &Task<'_>,
-    shared: &[f32],
-    kept: &mut [f32],
-    sums: &mut [f32],
-) {
-    task_with(Tiles(simd), plan, task, shared, kept, sums);
+    #[inline(always)]
+    fn engine(self, _: &Plan<'_>) -> Tiles<S> {
+        Tiles(self)
+    }
 }
 
 impl<S: Simd> Engine for Tiles<S> {

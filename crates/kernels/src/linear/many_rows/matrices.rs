@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use super::{Engine, Entry, Operand, Packing, Piece, Plan, Span, Task, task_with};
+use super::{
+    Engine, Entry, Operand, Packing, Piece, Plan, Proof, Span, Task, blocks_with, span_with, task_with,
+};
 use crate::{
     linear::{
         cpu::{Call, Order, Product as Layers},
@@ -21,7 +23,7 @@ const DEPTH: usize = 1024;
 const KEPT: usize = 1 << 18;
 
 #[derive(Clone, Copy)]
-struct Tiles<'a> {
+pub(super) struct Tiles<'a> {
     registers: &'a Registers,
     /// Parts of a weight.
     parts: usize,
@@ -54,35 +56,16 @@ amx::enter! {
 
     fn multiply_task(
         plan: &Plan<'_>, task: &Task<'_>, shared: &[f32], kept: &mut [f32], sums: &mut [f32],
-    ) = multiply_with;
+    ) = task_with;
 }
 
-#[inline(always)]
-fn blocks_with(
-    registers: &Registers,
-    plan: &Plan<'_>,
-    blocks: Range<usize>,
-    steps: Range<usize>,
-    to: &mut [f32],
-) {
-    Tiles::new(registers, plan).pack_blocks(plan, blocks, steps, to);
-}
+impl<'a> Proof for &'a Registers {
+    type Engine = Tiles<'a>;
 
-#[inline(always)]
-fn span_with(registers: &Registers, plan: &Plan<'_>, span: &Span<'_>, steps: Range<usize>, to: &mut [f32]) {
-    Tiles::new(registers, plan).pack_span(plan, span, steps, to);
-}
-
-#[inline(always)]
-fn multiply_with(
-    registers: &Registers,
-    plan: &Plan<'_>,
-    task: &Task<'_>,
-    shared: &[f32],
-    kept: &mut [f32],
-    sums: &mut [f32],
-) {
-    task_with(Tiles::new(registers, plan), plan, task, shared, kept, sums);
+    #[inline(always)]
+    fn engine(self, plan: &Plan<'_>) -> Tiles<'a> {
+        Tiles { registers: self, parts: plan.packing.panel / PART }
+    }
 }
 
 impl Engine for Tiles<'_> {
@@ -142,12 +125,7 @@ impl Engine for Tiles<'_> {
     }
 }
 
-impl<'a> Tiles<'a> {
-    #[inline(always)]
-    fn new(registers: &'a Registers, plan: &Plan<'_>) -> Self {
-        Self { registers, parts: plan.packing.panel / PART }
-    }
-
+impl Tiles<'_> {
     /// Packs some steps of half a panel, where the panel's are to begin.
     ///
     /// # Safety
