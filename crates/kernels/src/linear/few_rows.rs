@@ -155,12 +155,34 @@ unsafe fn finish_with<S: Simd>(simd: S, call: &Call<'_>, task: &Task<'_>, sums: 
 /// See [`Dots`].
 #[inline(always)]
 unsafe fn dots_with<S: Simd, W: Element>(simd: S, dots: Dots<W>) {
+    if dots.rows == 1 && S::LANES >= 16 {
+        // SAFETY: the caller's promise.
+        return unsafe { row_with(simd, dots) };
+    }
     let blocks = Parts { whole: dots.rows, count: dots.rows.div_ceil(MOST_ROWS) };
     for start in (0..dots.outputs).step_by(TILE) {
         let tile = start..dots.outputs.min(start + TILE);
         for rows in blocks.ranges() {
             // SAFETY: the caller's promise.
             unsafe { block_with(simd, dots.part(rows, tile.clone())) };
+        }
+    }
+}
+
+/// A single row of large vectors: memory is all that counts, and it is read fastest in two streams that lie far apart, one
+/// through each half of the weights.
+///
+/// # Safety
+/// See [`Dots`]; `rows == 1`.
+#[inline(always)]
+unsafe fn row_with<S: Simd, W: Element>(simd: S, dots: Dots<W>) {
+    let half = dots.outputs.div_ceil(2);
+    for output in 0..half {
+        let outputs = if output + half < dots.outputs { 2 } else { 1 };
+        // SAFETY: both outputs are there.
+        unsafe {
+            let group = Dots { outputs, ..dots.part(0..1, output..output + 1) };
+            group_with::<S, W, 1, 2>(simd, group, half);
         }
     }
 }
@@ -176,7 +198,7 @@ unsafe fn block_with<S: Simd, W: Element>(simd: S, dots: Dots<W>) {
                     for start in (0..dots.outputs).step_by($outputs) {
                         let group = start..dots.outputs.min(start + $outputs);
                         // SAFETY: the caller's promise.
-                        unsafe { group_with::<S, W, $rows, $outputs>(simd, dots.part(0..$rows, group)) };
+                        unsafe { group_with::<S, W, $rows, $outputs>(simd, dots.part(0..$rows, group), 1) };
                     }
                 })+
                 rows => debug_assert!(rows == 0),
@@ -184,30 +206,35 @@ unsafe fn block_with<S: Simd, W: Element>(simd: S, dots: Dots<W>) {
         };
     }
     // As many weight rows at once as leave room for the sums, one vector of each weight row and one of `x`.
-    // But one stream is read fastest, so a single row of large vectors takes the weights in order.
-    if S::LANES >= 16 {
-        cases!(1: 1 2: 4 3: 4 4: 4 5: 4 6: 4 7: 3 8: 3);
-    } else if S::REGISTERS >= 32 {
+    if S::REGISTERS >= 32 {
         cases!(1: 4 2: 4 3: 4 4: 4 5: 4 6: 4 7: 3 8: 3);
     } else {
         cases!(1: 4 2: 4 3: 3 4: 2 5: 2 6: 2 7: 1 8: 1);
     }
 }
 
+/// Outputs that lie `spacing` apart.
+///
 /// # Safety
 /// See [`Dots`]; `rows == ROWS` and `1 <= outputs <= OUTPUTS`.
 #[inline(always)]
-unsafe fn group_with<S: Simd, W: Element, const ROWS: usize, const OUTPUTS: usize>(simd: S, dots: Dots<W>) {
+unsafe fn group_with<S: Simd, W: Element, const ROWS: usize, const OUTPUTS: usize>(
+    simd: S,
+    dots: Dots<W>,
+    spacing: usize,
+) {
     let Dots { x, inputs, weights, outputs, to, stride, .. } = dots;
     let mut sums = [[simd.splat(0.0); ROWS]; OUTPUTS];
     // A group that is not full computes its last output several times.
     let mut starts = [weights; OUTPUTS];
     for (output, start) in starts.iter_mut().enumerate() {
-        *start = weights.wrapping_add(output.min(outputs - 1) * inputs);
+        *start = weights.wrapping_add(output.min(outputs - 1) * spacing * inputs);
     }
     // A step is a cache line of weights, so that each line is asked for once.
     let step = (CACHE_LINE_BYTES / size_of::<W>()).max(S::LANES);
-    let ahead = (OUTPUTS * inputs).max(AHEAD_BYTES / size_of::<W>());
+    // The next group's rows follow on the last row of this one, or on every one.
+    let following = if spacing == 1 { OUTPUTS * inputs } else { 0 };
+    let ahead = following.max(AHEAD_BYTES / size_of::<W>());
     let whole = inputs - inputs % step;
     // SAFETY: the caller promised the memory.
     unsafe {
@@ -245,7 +272,7 @@ unsafe fn group_with<S: Simd, W: Element, const ROWS: usize, const OUTPUTS: usiz
         }
         for (output, sums) in sums.into_iter().enumerate().take(outputs) {
             for (row, sum) in sums.into_iter().enumerate() {
-                *to.add(row * stride + output) = simd.reduce_add(sum);
+                *to.add(row * stride + output * spacing) = simd.reduce_add(sum);
             }
         }
     }
