@@ -34,6 +34,10 @@ pub(crate) use rows::Rows;
 use crate::{fresh::Fresh, trace, view::has_dense_rows};
 
 /// The kernel texts of one op.
+#[cfg_attr(
+    not(feature = "metal"),
+    allow(dead_code, reason = "without Metal, only the tests' emulator reads the texts")
+)]
 pub(crate) struct Module {
     /// The op's folder.
     pub(crate) name: &'static str,
