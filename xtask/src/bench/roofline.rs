@@ -97,10 +97,8 @@ impl Limits {
         }
         self.flops_per_second = self.flops_per_second.max(other.flops_per_second);
         self.model_flops_per_second = self.model_flops_per_second.max(other.model_flops_per_second);
-        self.seconds_per_lock = match (self.seconds_per_lock, other.seconds_per_lock) {
-            (Some(ours), Some(theirs)) => Some(ours.min(theirs)),
-            (ours, theirs) => ours.or(theirs),
-        };
+        let locks = [self.seconds_per_lock, other.seconds_per_lock];
+        self.seconds_per_lock = locks.into_iter().flatten().reduce(f64::min);
         self
     }
 

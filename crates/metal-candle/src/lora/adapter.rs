@@ -85,7 +85,7 @@ impl Adapter {
 
     /// Whether every matrix has its place in the model, with the right shape; names all that have not.
     pub fn check(&self, spec: &DecoderSpec) -> Result<(), LoraError> {
-        let places: BTreeMap<Site, _> = spec.sites().into_iter().map(|place| (place.site, place)).collect();
+        let places = spec.shapes();
         let mut misfits = Vec::new();
         for (site, layer) in &self.layers {
             let Some(place) = places.get(site) else {

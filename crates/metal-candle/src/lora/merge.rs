@@ -16,7 +16,7 @@ use crate::{
     durable,
     model::{
         self, ModelError,
-        weights::{self, Checkpoint, Planned, TensorFile, TensorInfo, WeightsError},
+        weights::{self, Checkpoint, Planned, TensorFile, TensorInfo},
     },
 };
 
@@ -113,7 +113,7 @@ impl Source {
     fn all(checkpoint: &Checkpoint, dtype: Option<DType>) -> Result<Vec<Self>, LoraError> {
         let mut sources = Vec::new();
         for (shard, path) in checkpoint.shards().iter().enumerate() {
-            let file = TensorFile::open(path).map_err(unreadable)?;
+            let file = TensorFile::open(path)?;
             for (name, info) in file.tensors() {
                 let dtypes = info.float_dtype().map(|own| (own, dtype.unwrap_or(own)));
                 let planned = match dtypes {
@@ -201,18 +201,18 @@ impl Merge<'_> {
     ) -> Result<Vec<u8>, LoraError> {
         let file = match open.take() {
             Some((shard, file)) if shard == source.shard => file,
-            _ => TensorFile::open(&self.checkpoint.shards()[source.shard]).map_err(unreadable)?,
+            _ => TensorFile::open(&self.checkpoint.shards()[source.shard])?,
         };
         let (_, file) = open.insert((source.shard, file));
         let layer = source.site.and_then(|site| self.adapter.layers.get(&site));
         let (Some((from, to)), true) = (source.dtypes, layer.is_some() || source.is_converted()) else {
-            return file.bytes(&source.info).map_err(unreadable);
+            return Ok(file.bytes(&source.info)?);
         };
         let bytes = match layer {
-            None => converted(&file.bytes(&source.info).map_err(unreadable)?, from, to)?,
+            None => converted(&file.bytes(&source.info)?, from, to)?,
             Some(layer) => {
                 self.changed += 1;
-                let weight = file.tensor(&source.info, from).map_err(unreadable)?.to_dtype(DType::F32)?;
+                let weight = file.tensor(&source.info, from)?.to_dtype(DType::F32)?;
                 rounded(&merged(&weight, layer)?, to)?
             }
         };
@@ -363,8 +363,4 @@ fn check_new(output: &Path) -> Result<(), LoraError> {
         Ok(_) => "it is not empty; name a new folder for the merged model",
     };
     Err(LoraError::Folder { path: PathBuf::from(output), reason: reason.to_owned() })
-}
-
-fn unreadable(error: WeightsError) -> LoraError {
-    LoraError::Model(error.into())
 }

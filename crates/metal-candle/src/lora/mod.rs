@@ -5,7 +5,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::model::ModelError;
+use crate::model::{ModelError, weights::WeightsError};
 
 mod active;
 mod adapter;
@@ -90,4 +90,10 @@ pub enum LoraError {
     /// A tensor operation failed.
     #[error("tensor operation failed: {0}")]
     Tensor(#[from] candle_core::Error),
+}
+
+impl From<WeightsError> for LoraError {
+    fn from(error: WeightsError) -> Self {
+        Self::Model(error.into())
+    }
 }

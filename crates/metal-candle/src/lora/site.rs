@@ -1,6 +1,6 @@
 //! The dense layers of a decoder that adapters can change, by Hugging Face's names.
 
-use std::{fmt, ops::Range};
+use std::{collections::BTreeMap, fmt, ops::Range};
 
 use crate::model::spec::DecoderSpec;
 
@@ -151,6 +151,11 @@ impl fmt::Display for Site {
 }
 
 impl DecoderSpec {
+    /// The shape of every place for an adapter.
+    pub(crate) fn shapes(&self) -> BTreeMap<Site, SiteShape> {
+        self.sites().into_iter().map(|shape| (shape.site, shape)).collect()
+    }
+
     /// Every place for an adapter, in the order of the forward pass.
     pub fn sites(&self) -> Vec<SiteShape> {
         let mut sites = Vec::new();

@@ -84,12 +84,11 @@ impl StoredAdapter {
         let described = described.map_err(|problems| LoraError::Unusable { path: config_path, problems })?;
         let path = folder.join(format.weights_file());
         let bytes = std::fs::metadata(&path).map_err(|source| LoraError::io("inspect", &path, source))?.len();
-        let mut file = Checkpoint::of_file(&path).map_err(unreadable)?;
+        let mut file = Checkpoint::of_file(&path)?;
         let mut problems = Vec::new();
         let mut found = find(&mut file, &described, &mut problems);
         let sites = sites(&described, model, &found, &mut problems);
-        let shapes = model.map(DecoderSpec::sites).unwrap_or_default();
-        let shapes: BTreeMap<Site, SiteShape> = shapes.into_iter().map(|shape| (shape.site, shape)).collect();
+        let shapes = model.map(DecoderSpec::shapes).unwrap_or_default();
         let mut whole = Vec::with_capacity(sites.len());
         for &site in &sites {
             let (rank, scaling) = (described.at)(site);
@@ -111,7 +110,7 @@ impl StoredAdapter {
         let mut layers = BTreeMap::new();
         for (site, scale, [a, b, magnitude]) in whole {
             let mut natural = |stored: Stored| -> Result<Tensor, LoraError> {
-                let tensor = weights.take(&stored.name).map_err(unreadable)?;
+                let tensor = weights.take(&stored.name)?;
                 let is_transposed = described.transposed && stored.shape.len() == 2;
                 Ok(if is_transposed { tensor.t()?.contiguous()? } else { tensor })
             };
@@ -124,10 +123,6 @@ impl StoredAdapter {
         let adapter = Adapter { config, layers };
         Ok(Self { adapter, format, base_model: described.base_model, bytes })
     }
-}
-
-fn unreadable(error: WeightsError) -> LoraError {
-    LoraError::Model(error.into())
 }
 
 /// A tensor as the file's header has it.
@@ -170,7 +165,7 @@ fn load_finite(file: &Checkpoint, problems: &mut Vec<String>) -> Result<Weights,
             }));
             Ok(Weights::default())
         }
-        loaded => loaded.map_err(unreadable),
+        loaded => Ok(loaded?),
     }
 }
 
